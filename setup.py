@@ -1,0 +1,68 @@
+"""Packaging of dualstream: every top-level folder is importable as ``dualstream.<folder>``."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+VERSION = "0.1.0"
+FOLDERS = (
+    "modeling",
+    "processing",
+    "data_builders",
+    "train",
+    "eval",
+    "analysis",
+    "hub_cards",
+    "benchmarks",
+)
+
+packages, package_dir = ["dualstream"], {"dualstream": "src/dualstream"}
+for folder in FOLDERS:
+    package_dir[f"dualstream.{folder}"] = folder
+    packages.append(f"dualstream.{folder}")
+    packages += [f"dualstream.{folder}.{name}" for name in find_packages(folder)]
+
+# transformers: the compression relies on `mm_encoder_outputs`, which 5.23 is the first tested release to accept.
+REQUIRED = [
+    "torch>=2.13",
+    "torchvision>=0.28",
+    "transformers>=5.23,<6",
+    "tokenizers>=0.21",
+    "safetensors>=0.5",
+    "numpy>=1.26",
+    "pillow>=11",
+    "datasets>=5.2",
+    "pyyaml>=6",
+    "tqdm>=4.66",
+]
+TRAIN = ["accelerate>=1.15", "trl>=1.16", "peft>=0.21"]
+EVAL = ["lmms-eval>=0.7.3", "decord>=0.6"]
+SPACE = ["gradio>=6.31"]
+DEV = ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff>=0.11", "mypy>=1.14", "build>=1.2", *TRAIN]
+
+setup(
+    name="dualstream",
+    version=VERSION,
+    description="Read what a vision-language model sees as text, and answer from fewer visual tokens.",
+    long_description=(Path(__file__).parent / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11",
+    packages=packages,
+    package_dir=package_dir,
+    package_data={
+        "dualstream": ["py.typed"],
+        "dualstream.modeling": ["checkpoints/**/*"],
+        "dualstream.train": ["**/*.yaml"],
+        "dualstream.processing": ["templates/*"],
+    },
+    install_requires=REQUIRED,
+    extras_require={"train": TRAIN, "eval": EVAL, "space": SPACE, "dev": DEV},
+    entry_points={"console_scripts": ["dualstream = dualstream.cli:main"]},
+    classifiers=[
+        "Programming Language :: Python :: 3.11",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
+)
