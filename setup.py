@@ -30,6 +30,8 @@ REQUIRED = [
     "tokenizers>=0.21",
     "safetensors>=0.5",
     "numpy>=1.26",
+    "scipy>=1.13",
+    "jinja2>=3.1",
     "pillow>=11",
     "datasets>=5.2",
     "pyyaml>=6",
@@ -38,7 +40,7 @@ REQUIRED = [
 TRAIN = ["accelerate>=1.15", "trl>=1.16", "peft>=0.21"]
 EVAL = ["lmms-eval>=0.7.3", "decord>=0.6"]
 SPACE = ["gradio>=6.31"]
-DEV = ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff>=0.11", "mypy>=1.14", "build>=1.2", *TRAIN]
+DEV = ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff>=0.11", "mypy>=1.14", "build>=1.2", "setuptools>=77", *TRAIN]
 
 setup(
     name="dualstream",
@@ -56,6 +58,7 @@ setup(
         "dualstream.modeling": ["checkpoints/**/*"],
         "dualstream.train": ["**/*.yaml"],
         "dualstream.processing": ["templates/*"],
+        "dualstream.analysis": ["templates/*"],
     },
     install_requires=REQUIRED,
     extras_require={"train": TRAIN, "eval": EVAL, "space": SPACE, "dev": DEV},

@@ -1,6 +1,130 @@
-"""The ``dualstream`` command."""
+"""The ``dualstream`` command: a table of sub-commands, each a module that is imported only when it is called.
+
+A command module offers ``add_arguments(parser)`` and ``run(args) -> Result``. The dispatcher owns what every command
+shares: ``--json`` (one machine-readable object on stdout and nothing else there), logs on stderr, and errors that a
+person can act on (exit status 2) instead of tracebacks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import logging
+import os
+import sys
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from dualstream import __version__
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, ProcessorMixin
+
+# name -> (module, one-line help); adding a command is one row and one module.
+COMMANDS: dict[str, tuple[str, str]] = {
+    "demo": ("dualstream.analysis.demo", "read and question the embedded pictures, write a report to look at"),
+    "read": ("dualstream.analysis.read", "read one image as a grid of words"),
+    "ask": ("dualstream.analysis.ask", "ask about one image, with all and with fewer visual tokens"),
+    "doctor": ("dualstream.analysis.doctor", "check the environment and what works for a checkpoint"),
+    "evaluate": ("dualstream.eval.scene_questions", "accuracy on held-out scene questions, full against compressed"),
+    "scenes": ("dualstream.data_builders.scenes", "build the labelled scene dataset as parquet"),
+}
+EXIT_ERROR = 2
+
+
+@dataclass
+class Result:
+    """What a command hands back to the dispatcher.
+
+    Attributes:
+        payload: JSON-serialisable object printed under ``--json``.
+        text: what a person sees otherwise.
+        ok: whether the exit status is 0.
+    """
+
+    payload: dict[str, Any]
+    text: str
+    ok: bool = field(default=True)
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of every command that runs a model."""
+    parser.add_argument(
+        "--model",
+        default="tiny-llava",
+        metavar="NAME",
+        help="an embedded model (tiny-llava, tiny-qwen2-vl), a Hub id or a local folder (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--device", default=None, help="cpu, cuda, cuda:1, mps (default: an accelerator if there is one)"
+    )
+    parser.add_argument("--dtype", default="auto", help="auto (the checkpoint's), float32, bfloat16, float16")
+
+
+def open_model(args: argparse.Namespace, name: str | None = None) -> tuple[PreTrainedModel, ProcessorMixin]:
+    """Load the model (``name`` or ``args.model``) and its processor on the device asked for."""
+    from dualstream.modeling import load_model
+
+    return load_model(name or args.model, device=args.device, dtype=args.dtype)
+
+
+def build_parser(command: str | None = None) -> argparse.ArgumentParser:
+    """Build the parser; only ``command``'s module is imported (none for the overview)."""
+    parser = argparse.ArgumentParser(
+        prog="dualstream",
+        description="Read what a vision-language model sees as text, and answer from fewer visual tokens.",
+    )
+    parser.add_argument("--version", action="version", version=f"dualstream {__version__}")
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, (module, help_text) in COMMANDS.items():
+        subparser = subparsers.add_parser(name, help=help_text, description=help_text.capitalize() + ".")
+        subparser.add_argument("--json", action="store_true", help="print one JSON object on stdout, nothing else")
+        subparser.add_argument("-v", "--verbose", action="store_true", help="tracebacks and library warnings")
+        if name == command:
+            importlib.import_module(module).add_arguments(subparser)
+    return parser
+
+
+def _quieten_libraries() -> None:
+    """Keep the libraries' progress bars and advice off the terminal of a short command."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def _fail(args: argparse.Namespace, error: Exception) -> int:
+    message = str(error) or type(error).__name__
+    if args.json:
+        print(json.dumps({"error": message, "type": type(error).__name__}))
+    print(f"dualstream {args.command}: {message}", file=sys.stderr)
+    return EXIT_ERROR
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command and return its exit status."""
-    raise SystemExit("not built yet")
+    """Run one command.
+
+    Args:
+        argv: arguments without the program name; ``None`` reads ``sys.argv``.
+
+    Returns:
+        0 if all is well, 1 if the command ran and found something wrong, 2 if it could not run.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    command = next((word for word in argv if word in COMMANDS), None)
+    args = build_parser(command).parse_args(argv)
+    if not args.verbose:
+        _quieten_libraries()
+    logging.basicConfig(level=logging.INFO if args.verbose else logging.WARNING, stream=sys.stderr)
+    try:
+        result = importlib.import_module(COMMANDS[args.command][0]).run(args)
+    except (ValueError, OSError) as error:  # what a user can mend; anything else is a bug and keeps its traceback
+        if args.verbose:
+            raise
+        return _fail(args, error)
+    print(json.dumps(result.payload, ensure_ascii=False) if args.json else result.text)
+    return 0 if result.ok else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

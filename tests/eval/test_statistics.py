@@ -1,0 +1,68 @@
+"""Intervals against closed forms and simulated coverage."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dualstream.eval.statistics import bootstrap_mean, paired_difference, proportion
+
+pairs = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60)
+
+
+def test_wilson_interval_equals_the_closed_form():
+    n, k, z = 50, 47, 1.959963984540054
+    estimate = proportion(np.arange(n) < k)
+    p = k / n
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    assert estimate.value == p
+    assert (estimate.low, estimate.high) == pytest.approx((centre - half, centre + half))
+
+
+@given(pairs)
+def test_paired_difference_contains_its_estimate_and_is_antisymmetric(rows):
+    a, b = (np.array(column) for column in zip(*rows, strict=True))
+    forward, backward = paired_difference(a, b), paired_difference(b, a)
+    assert forward.low <= forward.value <= forward.high
+    assert forward.value == pytest.approx(a.mean() - b.mean())
+    assert (forward.low, forward.high) == pytest.approx((-backward.high, -backward.low))
+
+
+def test_identical_arms_still_have_an_interval():
+    same = np.ones(1000, dtype=bool)
+    estimate = paired_difference(same, same)
+    assert estimate.value == 0
+    assert -0.01 < estimate.low < 0 < estimate.high < 0.01
+
+
+def test_paired_interval_covers_the_truth_in_simulation():
+    rng = np.random.default_rng(0)
+    covered = 0
+    for _ in range(400):
+        control = rng.random(300) < 0.95
+        flips = rng.random(300)
+        treatment = np.where(flips < 0.02, ~control, control)
+        truth = 0.02 * (0.05 - 0.95)
+        estimate = paired_difference(treatment, control)
+        covered += estimate.low <= truth <= estimate.high
+    assert 0.92 <= covered / 400 <= 1.0
+
+
+def test_bootstrap_mean_agrees_with_the_normal_interval():
+    values = np.random.default_rng(1).normal(3.0, 1.0, size=400)
+    estimate = bootstrap_mean(values)
+    half = 1.96 * values.std(ddof=1) / 20
+    assert estimate.value == pytest.approx(values.mean())
+    assert (estimate.low, estimate.high) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.02)
+
+
+@pytest.mark.parametrize("bad", [np.array([]), np.array([[1, 0]]), np.array([0, 2])])
+def test_bad_input_is_refused(bad):
+    with pytest.raises(ValueError, match="correct must"):
+        proportion(bad)
+
+
+def test_unpaired_arms_are_refused():
+    with pytest.raises(ValueError, match="paired: 2 and 3"):
+        paired_difference(np.array([1, 0]), np.array([1, 0, 1]))

@@ -1,0 +1,81 @@
+"""The house itself: import cost, import directions, what a wheel contains, and that no folder leaks a bare name."""
+
+import ast
+import json
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+# A folder may import itself and the folders before it.
+ORDER = ("modeling", "processing", "data_builders", "train", "eval", "analysis", "hub_cards", "benchmarks")
+
+
+def run_python(code: str) -> str:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd="/").stdout
+
+
+def test_import_is_fast_and_loads_no_torch():
+    code = "import sys, json, dualstream, dualstream.modeling, dualstream.processing; print(json.dumps(sorted(sys.modules)))"
+    start = time.perf_counter()
+    run_python("pass")
+    bare = time.perf_counter() - start
+    start = time.perf_counter()
+    modules = set(json.loads(run_python(code)))
+    assert time.perf_counter() - start - bare < 0.5
+    assert not modules & {"torch", "transformers", "numpy", "PIL"}
+    assert not modules & set(ORDER), "a folder was imported under its bare name"
+
+
+def imported_folders(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            names = [node.module]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 1 or path.parent.parent != ROOT, f"{path}: relative import leaves its folder"
+            continue
+        else:
+            continue
+        found |= {name.split(".")[1] for name in names if name and name.startswith("dualstream.")}
+    return found & set(ORDER)
+
+
+@pytest.mark.parametrize("folder", ORDER)
+def test_imports_go_one_way(folder):
+    allowed = set(ORDER[: ORDER.index(folder) + 1])
+    for path in (ROOT / folder).rglob("*.py"):
+        assert imported_folders(path) <= allowed, path
+
+
+@pytest.mark.slow
+def test_wheel_contains_every_folder_and_the_checkpoints(tmp_path):
+    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-q", "-w", str(tmp_path)]
+    copy = tmp_path / "source"
+    subprocess.run(["git", "clone", "-q", str(ROOT), str(copy)], check=True)
+    subprocess.run([*command, str(copy)], check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    tops = {name.split("/")[0] for name in names if not name.split("/")[0].endswith(".dist-info")}
+    assert tops == {"dualstream"}
+    for folder in ORDER:
+        assert f"dualstream/{folder}/__init__.py" in names
+    for model in ("tiny-llava", "tiny-qwen2-vl"):
+        assert f"dualstream/modeling/checkpoints/{model}/model.safetensors" in names
+    assert "dualstream/py.typed" in names
+
+
+def test_overview_help_lists_every_command(capsys):
+    from dualstream.cli import COMMANDS, main
+
+    with pytest.raises(SystemExit) as stop:
+        main(["--help"])
+    assert stop.value.code == 0
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in COMMANDS)
