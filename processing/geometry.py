@@ -1,223 +1,170 @@
-"""Where every visual token looks: visual token <-> rectangle of the original image, exactly.
-
-Whatever a processor does to a picture (resize, pad, centre-crop, cut into tiles) is a shift and a scale per axis, so
-the tokens of each *block* of features lie on a regular grid of rectangles of the original image. A block is the
-whole picture for LLaVA and the Qwen family, one tile or the thumbnail for InternVL. `geometry_families.token_geometry`
-reads those numbers from a real processor; everything that speaks of "the tokens of an object" goes through here.
-
-Pixel (i, j) of an image covers the unit square [j, j + 1) x [i, i + 1); all coordinates are in such pixels.
-"""
+"""Read the token geometry of an image from a real processor, for every supported model family."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from functools import cached_property
+import math
 from typing import Any
 
-import numpy as np
+from .token_boxes import Block, TokenGeometry
+
+__all__ = ["Block", "TokenGeometry", "token_geometry"]
 
 
-@dataclass(frozen=True)
-class Block:
-    """A regular grid of visual tokens on the original image.
+def token_geometry(processor: Any, image_size: tuple[int, int], **processor_kwargs: Any) -> TokenGeometry:
+    """Rectangles of the visual tokens that `processor` makes of an image of the given size.
 
-    Attributes:
-        rows: token rows.
-        cols: token columns.
-        left: x of the grid's left edge in original pixels; negative where the processor padded.
-        top: y of the grid's top edge.
-        cell_width: width of one token's rectangle in original pixels.
-        cell_height: height of one token's rectangle.
-        thumbnail: whether the block shows the whole picture again, small, beside its tiles.
+    All numbers are computed from the processor's own settings (resize, padding, centre crop, patch and merge size,
+    tiling), so a processor changed on loading or by call arguments is followed.
+
+    Args:
+        processor: a LLaVA, Qwen2-VL, Qwen2.5-VL, Qwen3-VL or InternVL processor, stock or with visual decoder; both
+            the torchvision and the Pillow image processors are understood.
+        image_size: (width, height) of the original image in pixels, as `PIL.Image.size`.
+        **processor_kwargs: the image arguments of the processor's call, flat or inside `images_kwargs`.
+
+    Returns:
+        The geometry; its length is the number of image placeholders the processor writes for the image.
+
+    Raises:
+        ValueError: if the processor is of no supported family, or `image_size` is not two positive numbers.
     """
-
-    rows: int
-    cols: int
-    left: float
-    top: float
-    cell_width: float
-    cell_height: float
-    thumbnail: bool = False
-
-    def __post_init__(self) -> None:
-        if self.rows < 1 or self.cols < 1 or self.cell_width <= 0 or self.cell_height <= 0:
-            raise ValueError(f"a block needs at least one cell of positive size, got {self}.")
-
-    @property
-    def corners(self) -> np.ndarray:
-        """(rows * cols, 4) float64 rectangles x1, y1, x2, y2, raster order, not clipped to the image."""
-        x = self.left + self.cell_width * np.arange(self.cols + 1)
-        y = self.top + self.cell_height * np.arange(self.rows + 1)
-        row, col = np.divmod(np.arange(self.rows * self.cols), self.cols)
-        return np.stack([x[col], y[row], x[col + 1], y[row + 1]], axis=1)
+    width, height = image_size
+    if width < 1 or height < 1:
+        raise ValueError(f"image_size must be a positive (width, height), got {image_size}.")
+    settings = _Settings(processor, processor_kwargs)
+    if settings.get("merge_size") is not None:
+        blocks = _qwen_blocks(settings, width, height)
+    elif settings.get("crop_to_patches") is not None:
+        blocks = _internvl_blocks(settings, width, height)
+    elif getattr(processor, "patch_size", None) is not None:
+        blocks = _llava_blocks(settings, width, height)
+    else:
+        raise ValueError(
+            f"processor {type(processor).__name__} is of no supported family; give a LLaVA, Qwen2-VL, Qwen2.5-VL, "
+            "Qwen3-VL or InternVL processor (a LLaVA processor needs its patch_size)."
+        )
+    return TokenGeometry((int(width), int(height)), tuple(blocks))
 
 
-@dataclass(frozen=True)
-class TokenGeometry:
-    """The rectangles of all visual tokens of one image, in the order of the model's image features.
+class _Settings:
+    """Effective image settings: call arguments over the processor's defaults over the image processor's own."""
 
-    Attributes:
-        image_size: (width, height) of the original image in pixels.
-        blocks: the feature blocks in sequence order; tokens are in raster order inside each block.
+    def __init__(self, processor: Any, call: dict[str, Any]) -> None:
+        self.processor = processor
+        self.image_processor = getattr(processor, "image_processor", processor)
+        nested = call.get("images_kwargs") or {}
+        self.overrides = {**(getattr(processor, "images_kwargs", None) or {}), **call, **nested}
+
+    def get(self, name: str) -> Any:
+        """Value of one setting, None where nobody states it."""
+        value = self.overrides.get(name)
+        return getattr(self.image_processor, name, None) if value is None else value
+
+    def size(self, name: str) -> dict[str, int]:
+        """A size setting as a dict of the keys it really states, whatever form it was given in."""
+        value = self.get(name)
+        if isinstance(value, int):
+            square = bool(getattr(self.image_processor, "default_to_square", True)) or name == "crop_size"
+            return {"height": value, "width": value} if square else {"shortest_edge": value}
+        if isinstance(value, (tuple, list)):
+            return {"height": value[0], "width": value[1]}
+        return {key: number for key, number in dict(value).items() if number is not None}
+
+
+def _qwen_blocks(settings: _Settings, width: int, height: int) -> list[Block]:
+    """One block: the whole image, resized to multiples of patch x merge pixels within the pixel budget."""
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
+
+    cell = settings.get("patch_size") * settings.get("merge_size")
+    new_height, new_width = height, width
+    if settings.get("do_resize"):
+        size = settings.size("size")
+        new_height, new_width = smart_resize(
+            height,
+            width,
+            factor=cell,
+            min_pixels=settings.overrides.get("min_pixels") or size["shortest_edge"],
+            max_pixels=settings.overrides.get("max_pixels") or size["longest_edge"],
+        )
+    scaled = (cell * width / new_width, cell * height / new_height)
+    return [Block(new_height // cell, new_width // cell, 0.0, 0.0, *scaled)]
+
+
+def _internvl_blocks(settings: _Settings, width: int, height: int) -> list[Block]:
+    """One block per tile of the canvas whose shape fits the image best, then one for the thumbnail."""
+    from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import get_optimal_tiled_canvas
+
+    tokens = getattr(settings.processor, "image_seq_length", None)
+    side = math.isqrt(tokens or 0)
+    if not tokens or side * side != tokens:
+        raise ValueError(f"processor.image_seq_length must be the square number of tokens per tile, got {tokens}.")
+    tile_cols, tile_rows = 1, 1
+    if settings.get("crop_to_patches"):
+        size = settings.size("size")
+        tile_cols, tile_rows = get_optimal_tiled_canvas(
+            (height, width), (size["height"], size["width"]), settings.get("min_patches"), settings.get("max_patches")
+        )
+    tile_width, tile_height = width / tile_cols, height / tile_rows
+    blocks = [
+        Block(side, side, col * tile_width, row * tile_height, tile_width / side, tile_height / side)
+        for row in range(tile_rows)
+        for col in range(tile_cols)
+    ]
+    if len(blocks) > 1:
+        blocks.append(Block(side, side, 0.0, 0.0, width / side, height / side, thumbnail=True))
+    return blocks
+
+
+def _llava_blocks(settings: _Settings, width: int, height: int) -> list[Block]:
+    """One block: the image padded to a square (if asked), resized, and cropped around its centre.
+
+    Follows CLIP's preprocessing: a pixel u of the cropped picture shows original x = (u + crop_left) * scale - pad.
     """
-
-    image_size: tuple[int, int]
-    blocks: tuple[Block, ...]
-
-    def __len__(self) -> int:
-        """Number N of visual tokens."""
-        return sum(block.rows * block.cols for block in self.blocks)
-
-    @property
-    def grids(self) -> list[tuple[int, int]]:
-        """(rows, cols) of every block."""
-        return [(block.rows, block.cols) for block in self.blocks]
-
-    @cached_property
-    def places(self) -> np.ndarray:
-        """(N, 3) int64: block, row and column of every token."""
-        parts = []
-        for number, (rows, cols) in enumerate(self.grids):
-            row, col = np.divmod(np.arange(rows * cols), cols)
-            parts.append(np.stack([np.full_like(row, number), row, col], axis=1))
-        return np.concatenate(parts)
-
-    @cached_property
-    def is_thumbnail(self) -> np.ndarray:
-        """(N,) bool: tokens of a block that repeats the whole picture."""
-        return np.array([block.thumbnail for block in self.blocks])[self.places[:, 0]]
-
-    @cached_property
-    def boxes(self) -> np.ndarray:
-        """(N, 4) float64 rectangles x1, y1, x2, y2 in original pixels, clipped to the image.
-
-        A token that sees only padding has a rectangle without area.
-        """
-        width, height = self.image_size
-        corners = np.concatenate([block.corners for block in self.blocks])
-        return np.clip(corners, 0, np.array([width, height, width, height], dtype=float))
-
-    @cached_property
-    def areas(self) -> np.ndarray:
-        """(N,) float64 area of every rectangle in `boxes`, in square pixels."""
-        return (self.boxes[:, 2] - self.boxes[:, 0]) * (self.boxes[:, 3] - self.boxes[:, 1])
-
-    @property
-    def polygons(self) -> np.ndarray:
-        """(N, 4, 2) float64 corners of every rectangle, clockwise from the top left, for drawing."""
-        return self.boxes[:, [0, 1, 2, 1, 2, 3, 0, 3]].reshape(-1, 4, 2)
-
-    def coverage_of_box(self, box: Sequence[float]) -> np.ndarray:
-        """Share of every token's rectangle that lies inside a box.
-
-        Args:
-            box: x1, y1, x2, y2 in original pixels, x1 <= x2 and y1 <= y2.
-
-        Returns:
-            (N,) float64 in 0..1; 0 for tokens without area.
-
-        Raises:
-            ValueError: if `box` is not four ordered numbers.
-        """
-        corners = np.asarray(box, dtype=float)
-        if corners.shape != (4,) or not (corners[0] <= corners[2] and corners[1] <= corners[3]):
-            raise ValueError(f"box must be x1 <= x2, y1 <= y2 as (x1, y1, x2, y2), got {box}.")
-        low, high = np.maximum(self.boxes[:, :2], corners[:2]), np.minimum(self.boxes[:, 2:], corners[2:])
-        return self._share(np.prod(np.clip(high - low, 0, None), axis=1))
-
-    def coverage_of_mask(self, mask: np.ndarray) -> np.ndarray:
-        """Share of every token's rectangle that a mask covers, partly covered pixels counted by area.
-
-        Args:
-            mask: (height, width) bool, or weights 0..1, over the original image.
-
-        Returns:
-            (N,) float64 in 0..1; 0 for tokens without area.
-
-        Raises:
-            ValueError: if the mask's shape is not the image's.
-        """
-        width, height = self.image_size
-        mask = np.asarray(mask)
-        if mask.shape != (height, width):
-            raise ValueError(f"mask must have the image's (height, width) = {(height, width)}, got {mask.shape}.")
-        table = np.zeros((height + 1, width + 1))
-        np.cumsum(np.cumsum(mask, axis=0, dtype=float), axis=1, out=table[1:, 1:])
-        x1, y1, x2, y2 = self.boxes.T
-        covered = _integral(table, x2, y2) - _integral(table, x1, y2) - _integral(table, x2, y1)
-        return self._share(np.clip(covered + _integral(table, x1, y1), 0, self.areas))
-
-    def tokens_of_box(self, box: Sequence[float], min_coverage: float = 0.0, thumbnail: bool = True) -> np.ndarray:
-        """Indices of the tokens that lie in a box.
-
-        Args:
-            box: x1, y1, x2, y2 in original pixels.
-            min_coverage: share of a token's rectangle that must lie inside; at 0 any overlap of positive area counts.
-            thumbnail: whether to list tokens of a thumbnail too.
-
-        Returns:
-            (n,) int64 token indices, ascending.
-        """
-        return self._chosen(self.coverage_of_box(box), min_coverage, thumbnail)
-
-    def tokens_of_mask(self, mask: np.ndarray, min_coverage: float = 0.0, thumbnail: bool = True) -> np.ndarray:
-        """Indices of the tokens that a mask covers; see `tokens_of_box` and `coverage_of_mask`."""
-        return self._chosen(self.coverage_of_mask(mask), min_coverage, thumbnail)
-
-    def token_at(self, x: float, y: float, thumbnail: bool = False) -> int | None:
-        """Index of the token that looks at a point of the original image.
-
-        Args:
-            x: distance from the left edge in pixels.
-            y: distance from the top edge in pixels.
-            thumbnail: ask the thumbnail instead of the tiles.
-
-        Returns:
-            The token's index, or None where no token looks (outside the image, or cropped away).
-        """
-        width, height = self.image_size
-        if not (0 <= x < width and 0 <= y < height):
-            return None
-        start = 0
-        for block in self.blocks:
-            row = int(np.floor((y - block.top) / block.cell_height))
-            col = int(np.floor((x - block.left) / block.cell_width))
-            if block.thumbnail == thumbnail and 0 <= row < block.rows and 0 <= col < block.cols:
-                return start + row * block.cols + col
-            start += block.rows * block.cols
-        return None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values; `from_dict` gives an equal object back."""
-        return {"image_size": list(self.image_size), "blocks": [asdict(block) for block in self.blocks]}
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> TokenGeometry:
-        """Rebuild a geometry from `to_dict`'s values."""
-        width, height = values["image_size"]
-        return cls((int(width), int(height)), tuple(Block(**block) for block in values["blocks"]))
-
-    def _share(self, covered: np.ndarray) -> np.ndarray:
-        """Divide covered areas by the tokens' areas, 0 where a token has none."""
-        return np.divide(covered, self.areas, out=np.zeros(len(self)), where=self.areas > 0)
-
-    def _chosen(self, coverage: np.ndarray, min_coverage: float, thumbnail: bool) -> np.ndarray:
-        """Indices whose coverage is positive and at least `min_coverage`."""
-        if not 0 <= min_coverage <= 1:
-            raise ValueError(f"min_coverage must lie in 0..1, got {min_coverage}.")
-        chosen = (coverage > 0) & (coverage >= min_coverage)
-        return np.flatnonzero(chosen if thumbnail else chosen & ~self.is_thumbnail)
+    patch = settings.processor.patch_size
+    pad_x = pad_y = 0
+    padded_width, padded_height = width, height
+    if settings.get("do_pad") and hasattr(settings.image_processor, "pad_to_square"):
+        padded_width = padded_height = max(width, height)
+        pad_x, pad_y = (padded_width - width) // 2, (padded_height - height) // 2
+    new_width, new_height = padded_width, padded_height
+    if settings.get("do_resize"):
+        new_width, new_height = _resized(settings.size("size"), padded_width, padded_height)
+    crop_width, crop_height, left, top = new_width, new_height, 0, 0
+    if settings.get("do_center_crop"):
+        crop = settings.size("crop_size")
+        crop_width, crop_height = crop["width"], crop["height"]
+        pillow = getattr(settings.image_processor, "backend", "torchvision") == "pil"
+        left, top = _crop_start(new_width, crop_width, pillow), _crop_start(new_height, crop_height, pillow)
+    scale_x, scale_y = padded_width / new_width, padded_height / new_height
+    return [
+        Block(
+            crop_height // patch,
+            crop_width // patch,
+            left * scale_x - pad_x,
+            top * scale_y - pad_y,
+            patch * scale_x,
+            patch * scale_y,
+        )
+    ]
 
 
-def _integral(table: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Integral of a mask over [0, x] x [0, y], from its summed-area table (height + 1, width + 1).
+def _resized(size: dict[str, int], width: int, height: int) -> tuple[int, int]:
+    """(width, height) after transformers' resize to a fixed size or to a shortest edge."""
+    if {"height", "width"} <= size.keys():
+        return size["width"], size["height"]
+    if set(size) != {"shortest_edge"}:
+        raise ValueError(f"size must give height and width, or shortest_edge alone, got {size}.")
+    edge = size["shortest_edge"]
+    if width <= height:
+        return edge, int(edge * height / width)
+    return int(edge * width / height), edge
 
-    A mask is constant on each pixel, so its integral is bilinear between pixel corners and interpolation is exact.
+
+def _crop_start(length: int, crop: int, pillow: bool) -> int:
+    """First kept pixel of a centre crop; negative where the picture is smaller and gets padded.
+
+    The two back-ends put the odd pixel of the padding on different sides.
     """
-    row = np.clip(np.floor(y).astype(int), 0, table.shape[0] - 2)
-    col = np.clip(np.floor(x).astype(int), 0, table.shape[1] - 2)
-    down, right = y - row, x - col
-    upper = table[row, col] * (1 - right) + table[row, col + 1] * right
-    lower = table[row + 1, col] * (1 - right) + table[row + 1, col + 1] * right
-    return upper * (1 - down) + lower * down
+    if crop <= length:
+        return (length - crop) // 2
+    return -((crop - length + 1) // 2) if pillow else -((crop - length) // 2)
