@@ -1,0 +1,180 @@
+"""Compress the connector output of one batch and remember what was done to it."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import nn
+
+from .families import family_of, flatten_features
+from .visual_compression import CompressionConfig, RunLengthPlan, merge_features, run_length_plan
+from .visual_decoder import VisualDecoder
+
+
+@dataclass
+class ImageCompression:
+    """What happened to one image.
+
+    Attributes:
+        row: row of the batch that holds the image, -1 if unknown.
+        visual_tokens: tokens before, N.
+        kept_tokens: tokens after, M.
+        ids: (N, k) long, readings of every cell.
+        grids: (blocks, 2) long, height and width of the image's blocks (one, or one per tile).
+        plan: the plan of this image alone.
+    """
+
+    row: int
+    visual_tokens: int
+    kept_tokens: int
+    ids: torch.Tensor
+    grids: torch.Tensor
+    plan: RunLengthPlan
+
+    @property
+    def reduction_rate(self) -> float:
+        """1 - kept/N."""
+        return 1 - self.kept_tokens / max(self.visual_tokens, 1)
+
+
+@dataclass
+class CompressionReport:
+    """What happened to all images of one call.
+
+    Attributes:
+        config: the options used.
+        ids: (N, k) long, readings of every cell of the batch.
+        grids: (n_blocks, 2) long on the CPU.
+        image_index: (n_blocks,) long on the CPU, image of every block, counted over the batch.
+        row_index: (n_blocks,) long on the CPU, batch row of every block.
+        plan: the plan of the whole batch.
+    """
+
+    config: CompressionConfig
+    ids: torch.Tensor
+    grids: torch.Tensor
+    image_index: torch.Tensor
+    row_index: torch.Tensor
+    plan: RunLengthPlan
+
+    @property
+    def visual_tokens(self) -> int:
+        """Visual tokens of the batch before compression."""
+        return self.plan.num_cells
+
+    @property
+    def kept_tokens(self) -> int:
+        """Visual tokens of the batch after compression."""
+        return self.plan.num_kept
+
+    @property
+    def reduction_rate(self) -> float:
+        """1 - kept/N over the batch."""
+        return 1 - self.kept_tokens / max(self.visual_tokens, 1)
+
+    @cached_property
+    def images(self) -> list[ImageCompression]:
+        """One entry per image, in the order of the batch."""
+        plan, ids = self.plan.cpu(), self.ids.cpu()
+        sizes = self.grids.prod(-1)
+        first_cell, first_kept = sizes.cumsum(0) - sizes, plan.kept_per_block.cumsum(0) - plan.kept_per_block
+        images = []
+        for image in self.image_index.unique().tolist():
+            blocks = (self.image_index == image).nonzero().flatten()
+            begin, count = int(first_cell[blocks[0]]), int(sizes[blocks].sum())
+            kept_begin, kept = int(first_kept[blocks[0]]), int(plan.kept_per_block[blocks].sum())
+            cells = slice(begin, begin + count)
+            segment = plan.segment[cells]
+            local = RunLengthPlan(
+                segment=torch.where(segment < 0, segment, segment - kept_begin),
+                anchor=plan.anchor[kept_begin : kept_begin + kept] - begin,
+                kept_per_block=plan.kept_per_block[blocks],
+                run=plan.run[cells] - plan.run[begin],
+            )
+            row = int(self.row_index[blocks[0]])
+            images.append(ImageCompression(row, count, kept, ids[cells], self.grids[blocks], local))
+        return images
+
+
+def compress_image_output(
+    model: nn.Module,
+    output: Any,
+    image_inputs: dict[str, Any],
+    input_ids: torch.Tensor,
+    config: CompressionConfig,
+    decoder: VisualDecoder,
+) -> tuple[Any, CompressionReport]:
+    """Read, plan and pool the output of ``get_image_features``.
+
+    Args:
+        model: the model.
+        output: what ``model.model.get_image_features(..., return_dict=True)`` returned; left untouched.
+        image_inputs: what it was given.
+        input_ids: (B, L) long, the original prompt.
+        config: compression options.
+        decoder: reads the features.
+
+    Returns:
+        An output of the same type with pooled features (and deepstack features pooled alike), and the report.
+
+    Raises:
+        ValueError: if images and prompt do not belong together, or a table the method needs is absent.
+    """
+    family = family_of(model)
+    features = flatten_features(output.pooler_output)
+    grids = family.feature_blocks(model, image_inputs, output.pooler_output)
+    rows = _row_of_block(input_ids, family.image_token_id(model.config), grids, len(features))
+    ids = decoder.top_k(features, config.top_k)
+    tables = {}
+    if config.needs_token_tables:
+        tables = {"meaningless": decoder.meaningless.to(ids.device), "text_class": decoder.text_class.to(ids.device)}
+    plan = run_length_plan(ids, grids, config, **tables)
+    image_index = family.image_of_block(model, image_inputs, grids, input_ids)
+    report = CompressionReport(config, ids, grids, image_index, rows, plan)
+    if plan.is_identity:
+        return feature_output(output, lambda value: value), report
+    sizes = plan.kept_per_block.tolist()
+
+    def pool(value: Any) -> Any:
+        merged = merge_features(flatten_features(value), plan, config.pooling)
+        return merged[None] if isinstance(value, torch.Tensor) else list(merged.split(sizes))
+
+    return feature_output(output, pool), report
+
+
+def feature_output(output: Any, change: Any) -> Any:
+    """Return an encoder output of the same type with only its features, each changed by `change`."""
+    fields = {"pooler_output": change(output.pooler_output)}
+    deepstack = getattr(output, "deepstack_features", None)
+    if deepstack is not None:
+        fields["deepstack_features"] = [change(layer) for layer in deepstack]
+    return type(output)(**fields)
+
+
+def repeat_rows(output: Any, tokens_per_row: list[int], times: int) -> Any:
+    """Repeat the features of every prompt row `times` times, rows kept together (A A B B).
+
+    Args:
+        output: encoder output of B prompts.
+        tokens_per_row: image placeholders of each prompt.
+        times: repetitions.
+    """
+
+    def repeat(value: Any) -> Any:
+        rows = [row for row in flatten_features(value).split(tokens_per_row) for _ in range(times)]
+        return torch.cat(rows)[None] if isinstance(value, torch.Tensor) else rows
+
+    return feature_output(output, repeat)
+
+
+def _row_of_block(input_ids: torch.Tensor, image_token_id: int, grids: torch.Tensor, num_cells: int) -> torch.Tensor:
+    """Return (n_blocks,) long on the CPU: the prompt row whose placeholders the block fills."""
+    per_row = (input_ids == image_token_id).sum(-1).cpu()
+    if int(per_row.sum()) != num_cells:
+        raise ValueError(
+            f"the prompt has {int(per_row.sum())} image placeholders (token id {image_token_id}) but the images give "
+            f"{num_cells} features; pass images and text of the same processor call, and do not truncate the text"
+        )
+    sizes = grids.prod(-1)
+    return torch.searchsorted(per_row.cumsum(0), sizes.cumsum(0) - sizes, right=True)
