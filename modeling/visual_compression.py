@@ -25,9 +25,9 @@ class CompressionConfig:
     """How visual tokens are compressed.
 
     Args:
-        method: ``none`` keeps every token; ``rle`` merges runs (paper method 1); ``rle_drop_top1`` also drops runs whose
-            best reading is meaningless (paper method 2); ``rle_drop_top2`` drops them only if the two best readings are
-            (paper method 3).
+        method: ``none`` keeps every token; ``rle`` merges runs (paper method 1); ``rle_drop_top1`` also drops runs
+            whose best reading is meaningless (paper method 2); ``rle_drop_top2`` drops them only if the two best
+            readings are (paper method 3).
         pooling: vector that stands for a run: the ``mean`` of its cells, its ``first`` cell, or one ``random`` cell
             (seeded, and independent of what else is in the batch).
         position_policy: ``original`` keeps the position (1-D, or time/height/width) of the run's anchor cell;

@@ -216,7 +216,8 @@ def token_tables(tokenizer: Any, vocab_size: int) -> tuple[torch.Tensor, torch.T
     Returns:
         meaningless: (V,) bool, true if the stripped text is empty or holds only characters of the Unicode categories
             P, S, Z and C (so pieces of a broken character, which decode to the replacement sign, count), for special
-            and added tokens, and beyond the tokenizer; text_class: (V,) long, the first id with the same stripped text.
+            and added tokens, and beyond the tokenizer.
+        text_class: (V,) long, the first id with the same stripped text.
     """
     known = min(vocab_size, len(tokenizer))
     texts = [text.strip() for text in tokenizer.batch_decode([[index] for index in range(known)])]

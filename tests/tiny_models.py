@@ -29,22 +29,25 @@ from transformers.models.internvl.configuration_internvl import InternVLVisionCo
 FAMILY_NAMES = ("llava", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl")
 VOCAB, WIDTH = 200, 64
 PAD, BOS, EOS, IMAGE, VIDEO, VISION_START, VISION_END = 0, 1, 2, 190, 191, 192, 193
-TEXT = dict(
-    vocab_size=VOCAB,
-    hidden_size=WIDTH,
-    intermediate_size=96,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    max_position_embeddings=512,
-    pad_token_id=PAD,
-    bos_token_id=BOS,
-    eos_token_id=EOS,
-)
+TEXT = {
+    "vocab_size": VOCAB,
+    "hidden_size": WIDTH,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "pad_token_id": PAD,
+    "bos_token_id": BOS,
+    "eos_token_id": EOS,
+}
 MROPE = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}
-SPECIAL = dict(
-    image_token_id=IMAGE, video_token_id=VIDEO, vision_start_token_id=VISION_START, vision_end_token_id=VISION_END
-)
+SPECIAL = {
+    "image_token_id": IMAGE,
+    "video_token_id": VIDEO,
+    "vision_start_token_id": VISION_START,
+    "vision_end_token_id": VISION_END,
+}
 QWEN_GRIDS = ((4, 6), (6, 4), (2, 8), (8, 8))  # patches; a visual token is 2 x 2 of them
 INTERN_TILES = (1, 2, 3)
 
@@ -76,37 +79,37 @@ def _llava_phi() -> nn.Module:
 
 
 def _qwen2_vl() -> nn.Module:
-    vision = dict(depth=2, embed_dim=32, num_heads=4, hidden_size=WIDTH, patch_size=8, mlp_ratio=2)
+    vision = {"depth": 2, "embed_dim": 32, "num_heads": 4, "hidden_size": WIDTH, "patch_size": 8, "mlp_ratio": 2}
     config = Qwen2VLConfig(text_config={**TEXT, "rope_parameters": MROPE}, vision_config=vision, **SPECIAL)
     return Qwen2VLForConditionalGeneration(config)
 
 
 def _qwen2_5_vl() -> nn.Module:
-    vision = dict(
-        depth=2,
-        hidden_size=32,
-        num_heads=4,
-        intermediate_size=48,
-        out_hidden_size=WIDTH,
-        patch_size=8,
-        window_size=32,
-        fullatt_block_indexes=[1],
-    )
+    vision = {
+        "depth": 2,
+        "hidden_size": 32,
+        "num_heads": 4,
+        "intermediate_size": 48,
+        "out_hidden_size": WIDTH,
+        "patch_size": 8,
+        "window_size": 32,
+        "fullatt_block_indexes": [1],
+    }
     config = Qwen2_5_VLConfig(text_config={**TEXT, "rope_parameters": MROPE}, vision_config=vision, **SPECIAL)
     return Qwen2_5_VLForConditionalGeneration(config)
 
 
 def _qwen3_vl() -> nn.Module:
-    vision = dict(
-        depth=3,
-        hidden_size=32,
-        num_heads=4,
-        intermediate_size=48,
-        out_hidden_size=WIDTH,
-        patch_size=8,
-        num_position_embeddings=64,
-        deepstack_visual_indexes=[0, 1],
-    )
+    vision = {
+        "depth": 3,
+        "hidden_size": 32,
+        "num_heads": 4,
+        "intermediate_size": 48,
+        "out_hidden_size": WIDTH,
+        "patch_size": 8,
+        "num_position_embeddings": 64,
+        "deepstack_visual_indexes": [0, 1],
+    }
     text = {**TEXT, "head_dim": 16, "rope_parameters": {**MROPE, "mrope_interleaved": True}}
     return Qwen3VLForConditionalGeneration(Qwen3VLConfig(text_config=text, vision_config=vision, **SPECIAL))
 
