@@ -1,0 +1,164 @@
+"""Load any supported model by name, folder or Hub id, and make the Auto classes of transformers know ours."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoProcessor, PreTrainedConfig, PreTrainedModel, ProcessorMixin
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
+
+from .families import FAMILIES, family_of
+from .modeling_internvl_visual_decoder import InternVLWithVisualDecoder
+from .modeling_llava_visual_decoder import LlavaWithVisualDecoder
+from .modeling_qwen2_5_vl_visual_decoder import Qwen2_5_VLWithVisualDecoder
+from .modeling_qwen2_vl_visual_decoder import Qwen2VLWithVisualDecoder
+from .modeling_qwen3_vl_visual_decoder import Qwen3VLWithVisualDecoder
+from .visual_decoder_model import AUTO_CLASSES, DECODER_PREFIX, HUB_ARGUMENTS, VisualDecoderModel, stock_class
+
+CHECKPOINTS = Path(__file__).parent / "checkpoints"
+DEFAULT_MODEL = "tiny-llava"
+MODEL_CLASSES: dict[str, type[VisualDecoderModel]] = {
+    "llava": LlavaWithVisualDecoder,
+    "qwen2_vl": Qwen2VLWithVisualDecoder,
+    "qwen2_5_vl": Qwen2_5_VLWithVisualDecoder,
+    "qwen3_vl": Qwen3VLWithVisualDecoder,
+    "internvl": InternVLWithVisualDecoder,
+}
+
+
+def _register(model_class: type[VisualDecoderModel]) -> None:
+    config_class = model_class.config_class
+    AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
+    for auto_class in AUTO_CLASSES:
+        getattr(transformers, auto_class).register(config_class, model_class, exist_ok=True)
+    # The stock processor serves too; `dualstream.processing` replaces it by the one that carries the compression.
+    if config_class not in PROCESSOR_MAPPING:
+        AutoProcessor.register(config_class, PROCESSOR_MAPPING[stock_class(model_class).config_class])
+
+
+for _model_class in MODEL_CLASSES.values():
+    _register(_model_class)
+
+
+def embedded_models() -> list[str]:
+    """Return the names of the checkpoints that come with the package."""
+    return sorted(path.parent.name for path in CHECKPOINTS.glob("*/config.json"))
+
+
+def default_model_path(name: str = DEFAULT_MODEL) -> Path:
+    """Return the folder of a checkpoint that comes with the package.
+
+    Args:
+        name: e.g. ``tiny-llava``.
+
+    Raises:
+        ValueError: there is no such checkpoint.
+    """
+    if name not in embedded_models():
+        raise ValueError(
+            f"name={name!r} is no embedded model; embedded are: {', '.join(embedded_models()) or 'none'}."
+        )
+    return CHECKPOINTS / name
+
+
+def infer_class(model_or_config: PreTrainedModel | PreTrainedConfig) -> type[VisualDecoderModel]:
+    """Return our class for a stock (or our own) model or configuration.
+
+    Raises:
+        ValueError: the family is not supported.
+    """
+    return MODEL_CLASSES[family_of(model_or_config).name]
+
+
+def load_model(
+    name_or_path: str | os.PathLike = DEFAULT_MODEL,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype = "auto",
+    *,
+    visual_decoder: bool = False,
+    **kwargs: Any,
+) -> tuple[PreTrainedModel, ProcessorMixin]:
+    """Load a vision-language model and its processor, and check that every weight came from the checkpoint.
+
+    Args:
+        name_or_path: an embedded name such as ``tiny-llava``, a folder, or a Hub id.
+        device: where to put the model; default the first accelerator, else the CPU. Leave it out with ``device_map``.
+        dtype: torch dtype or its name; ``"auto"`` takes the checkpoint's.
+        visual_decoder: load a stock checkpoint into our class of its family (``XWithVisualDecoder``), whose decoder
+            starts as a copy of the unembedding. A checkpoint of ours is loaded into our class in any case.
+        **kwargs: passed to ``from_pretrained``; ``revision``, ``token`` and the like also reach the processor.
+
+    Returns:
+        The model, in evaluation mode, and its processor.
+
+    Raises:
+        ValueError: the name is unknown, the folder is missing or incomplete, a file is corrupt, or the model is not a
+            vision-language model of a supported family.
+    """
+    source = _resolve(name_or_path)
+    hub_arguments = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
+    try:
+        config = AutoConfig.from_pretrained(source, **hub_arguments)
+        _require_supported(config, source)
+        model_class = _model_class(config, visual_decoder)
+        model, info = model_class.from_pretrained(source, dtype=dtype, output_loading_info=True, **kwargs)
+        _require_complete(info, source)
+        processor = AutoProcessor.from_pretrained(source, config=config, **hub_arguments)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{source} does not load as a model: {error}") from error
+    if "device_map" not in kwargs:
+        model.to(device or _best_device())
+    return model.eval(), processor
+
+
+def _resolve(name_or_path: str | os.PathLike) -> str:
+    """Turn an embedded name into its folder; let folders and Hub ids through."""
+    name = os.fspath(name_or_path)
+    if name in embedded_models():
+        return str(default_model_path(name))
+    if os.path.isdir(name):
+        return name
+    looks_like_hub_id = name.count("/") == 1 and not name.startswith((".", "/", "~"))
+    if looks_like_hub_id:
+        return name
+    raise ValueError(
+        f"name_or_path={name!r} is neither a folder, nor a Hub id 'owner/name', nor an embedded model "
+        f"({', '.join(embedded_models()) or 'none here'})."
+    )
+
+
+def _require_supported(config: PreTrainedConfig, source: str) -> None:
+    if getattr(config, "vision_config", None) is None:
+        raise ValueError(
+            f"{source} is a '{config.model_type}' model without a vision tower, not a vision-language model. "
+            f"Supported families: {', '.join(FAMILIES)}."
+        )
+    family_of(config)
+
+
+def _model_class(config: PreTrainedConfig, visual_decoder: bool) -> type[PreTrainedModel]:
+    ours = infer_class(config)
+    if visual_decoder or config.model_type == ours.config_class.model_type:
+        return ours
+    return stock_class(ours)
+
+
+def _require_complete(info: dict[str, Any], source: str) -> None:
+    """Never run a model with a random or a forgotten weight; transformers only warns of it."""
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        keys = sorted(str(key) for key in info[kind] if not str(key).startswith(DECODER_PREFIX))
+        if keys:
+            raise ValueError(
+                f"{source} does not fit its model class: {len(keys)} {kind.replace('_', ' ')} "
+                f"({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''}). The file may be truncated or of a newer "
+                "layout than this transformers release reads."
+            )
+
+
+def _best_device() -> torch.device:
+    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")

@@ -1,0 +1,110 @@
+"""Configurations of the five model classes that carry a visual decoder.
+
+Each is the stock configuration of its family plus two fields, under the model type ``<stock>_visual_decoder``. A stock
+``config.json`` can be read with them: that is how a stock checkpoint becomes one of ours.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import InternVLConfig, LlavaConfig, Qwen2_5_VLConfig, Qwen2VLConfig, Qwen3VLConfig
+
+from .families import VISUAL_DECODER_SUFFIX
+from .visual_compression import CompressionConfig
+
+
+def stock_model_type(model_type: str) -> str:
+    """Name of the stock family behind a model type, e.g. ``llava`` for ``llava`` and ``llava_visual_decoder``."""
+    return model_type.removesuffix(VISUAL_DECODER_SUFFIX)
+
+
+@dataclass(init=False, repr=False, eq=False)
+class VisualDecoderFields:
+    """The fields our configurations add to a stock one.
+
+    Attributes:
+        visual_compression: how ``generate`` and ``forward`` compress visual tokens unless a call says otherwise; kept
+            as a plain dict, ``None`` for no compression. A method name or a ``CompressionConfig`` may be assigned.
+        visual_decoder_trained: whether the visual decoder was trained (``False``: it is a copy of the unembedding).
+    """
+
+    visual_compression: dict[str, Any] | None = None
+    visual_decoder_trained: bool = False
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        """Take over what a JSON file holds besides the declared fields."""
+        # A stock file brings its own model type; stored on the instance it would shadow the type of the class.
+        kwargs.pop("model_type", None)
+        super().__post_init__(**kwargs)  # type: ignore[misc]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Check the compression settings whenever they are set, at construction or later.
+
+        Raises:
+            ValueError: the settings name an unknown method, option or value.
+        """
+        if name == "visual_compression" and value is not None:
+            value = CompressionConfig.from_any(value).to_dict()
+        super().__setattr__(name, value)
+
+    @classmethod
+    def get_config_dict(
+        cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Read a checkpoint's configuration as a dict, from one of ours or from a stock one of the same family.
+
+        Raises:
+            ValueError: the checkpoint belongs to another family.
+        """
+        config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)  # type: ignore[misc]
+        found, own = config_dict.get("model_type", ""), cls.model_type  # type: ignore[attr-defined]
+        if stock_model_type(found) != stock_model_type(own):
+            raise ValueError(
+                f"{cls.__name__} reads checkpoints of type '{stock_model_type(own)}' or '{own}', but "
+                f"{pretrained_model_name_or_path} is of type '{found}'. Use the class of that family."
+            )
+        return {**config_dict, "model_type": own}, kwargs
+
+
+class LlavaWithVisualDecoderConfig(VisualDecoderFields, LlavaConfig):
+    """LLaVA-1.5 configuration with a visual decoder."""
+
+    model_type = "llava_visual_decoder"
+
+
+class Qwen2VLWithVisualDecoderConfig(VisualDecoderFields, Qwen2VLConfig):
+    """Qwen2-VL configuration with a visual decoder."""
+
+    model_type = "qwen2_vl_visual_decoder"
+
+
+class Qwen2_5_VLWithVisualDecoderConfig(VisualDecoderFields, Qwen2_5_VLConfig):
+    """Qwen2.5-VL configuration with a visual decoder."""
+
+    model_type = "qwen2_5_vl_visual_decoder"
+
+
+class Qwen3VLWithVisualDecoderConfig(VisualDecoderFields, Qwen3VLConfig):
+    """Qwen3-VL configuration with a visual decoder."""
+
+    model_type = "qwen3_vl_visual_decoder"
+
+
+class InternVLWithVisualDecoderConfig(VisualDecoderFields, InternVLConfig):
+    """InternVL (Hugging Face port) configuration with a visual decoder."""
+
+    model_type = "internvl_visual_decoder"
+
+
+CONFIG_CLASSES = (
+    LlavaWithVisualDecoderConfig,
+    Qwen2VLWithVisualDecoderConfig,
+    Qwen2_5_VLWithVisualDecoderConfig,
+    Qwen3VLWithVisualDecoderConfig,
+    InternVLWithVisualDecoderConfig,
+)
+for _config_class in CONFIG_CLASSES:
+    _config_class.register_for_auto_class()

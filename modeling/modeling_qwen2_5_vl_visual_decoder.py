@@ -1,0 +1,15 @@
+"""Qwen2.5-VL that reads its image tokens as text and answers from fewer of them."""
+
+from transformers import Qwen2_5_VLForConditionalGeneration
+
+from .configuration_visual_decoder import Qwen2_5_VLWithVisualDecoderConfig
+from .visual_decoder_model import VisualDecoderModel, publish
+
+
+class Qwen2_5_VLWithVisualDecoder(VisualDecoderModel, Qwen2_5_VLForConditionalGeneration):
+    """Qwen2.5-VL with a visual decoder and compressed prompts; loads stock checkpoints too."""
+
+    config: Qwen2_5_VLWithVisualDecoderConfig
+
+
+publish(Qwen2_5_VLWithVisualDecoder)

@@ -1,0 +1,122 @@
+"""Checkpoints in the key layouts of the real Hub files load into our classes with every tensor in its place.
+
+The layouts are written here by hand, from the key lists of the published files, without transformers' own converters.
+"""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from dualstream.modeling import infer_class
+
+FAMILIES = ("llava", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl")
+DECODER_KEYS = {"visual_decoder.weight", "visual_decoder.meaningless", "visual_decoder.text_class"}
+
+# Prefixes of today's keys -> prefixes in the files on the Hub; first match wins.
+LLAVA_LAYOUT = {
+    "model.language_model.": "language_model.model.",
+    "lm_head.": "language_model.lm_head.",
+    "model.vision_tower.": "vision_tower.vision_model.",
+    "model.multi_modal_projector.": "multi_modal_projector.",
+}
+QWEN2_LAYOUT = {"model.language_model.": "model.", "model.visual.": "visual."}
+HUB_LAYOUTS = {
+    "llava": LLAVA_LAYOUT,  # llava-hf/llava-1.5-7b-hf
+    "qwen2_vl": QWEN2_LAYOUT,  # Qwen/Qwen2-VL-7B-Instruct
+    "qwen2_5_vl": QWEN2_LAYOUT,  # Qwen/Qwen2.5-VL-7B-Instruct
+    "qwen3_vl": {},  # Qwen/Qwen3-VL-4B-Instruct: today's keys
+    "internvl": {**LLAVA_LAYOUT, "model.vision_tower.": "vision_tower."},  # OpenGVLab/InternVL3-1B-hf
+}
+
+
+def to_hub_layout(state, layout):
+    renamed = {}
+    for key, tensor in state.items():
+        prefix = next((prefix for prefix in layout if key.startswith(prefix)), "")
+        renamed[layout.get(prefix, "") + key.removeprefix(prefix)] = tensor.clone()
+    return renamed
+
+
+def today_layout(folder, model):
+    """Write the model with today's keys and return them."""
+    model.save_pretrained(folder, save_original_format=False)
+    return load_file(folder / "model.safetensors")
+
+
+def assert_same_tensors(ours, state):
+    loaded = ours.state_dict()
+    for key, tensor in state.items():
+        assert torch.equal(loaded[key], tensor), key
+    tied = {"lm_head.weight"} if ours.config.tie_word_embeddings else set()
+    assert set(loaded) - set(state) - tied == DECODER_KEYS
+    assert torch.equal(ours.visual_decoder.weight, ours.lm_head.weight)
+    assert ours.visual_decoder.weight.data_ptr() != ours.lm_head.weight.data_ptr()
+
+
+@pytest.mark.parametrize("layout", ["hub", "today"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_layout_loads_completely(family, layout, tiny, tmp_path):
+    stock = tiny(family).model
+    state = today_layout(tmp_path, stock)
+    if layout == "hub":
+        renamed = to_hub_layout(state, HUB_LAYOUTS[family])
+        assert (set(renamed) != set(state)) == bool(HUB_LAYOUTS[family])
+        save_file(renamed, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    ours, info = infer_class(stock).from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
+    assert_same_tensors(ours, state)
+    # and our own file loads as completely, decoder included
+    ours.save_pretrained(tmp_path / "ours")
+    again, info = infer_class(stock).from_pretrained(tmp_path / "ours", output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    assert all(torch.equal(a, b) for a, b in zip(ours.state_dict().values(), again.state_dict().values(), strict=True))
+
+
+def test_untied_and_tied_embeddings_and_bf16_shards(tiny, tmp_path):
+    """InternVL (tied) and LLaVA (untied) in the Hub layout, in several files, loaded in bf16."""
+    for family in ("llava", "internvl"):
+        stock = tiny(family).model
+        folder = tmp_path / family
+        state = today_layout(folder, stock)
+        write_shards(to_hub_layout(state, HUB_LAYOUTS[family]), folder)
+        ours, info = infer_class(stock).from_pretrained(
+            folder, dtype=torch.bfloat16, device_map="cpu", output_loading_info=True
+        )
+        assert not info["missing_keys"] and not info["unexpected_keys"]
+        assert ours.config.tie_word_embeddings == (family == "internvl")
+        assert ours.visual_decoder.weight.dtype == torch.bfloat16
+        assert_same_tensors(ours, {key: tensor.bfloat16() for key, tensor in state.items()})
+
+
+def write_shards(state, folder, shards=3):
+    keys = sorted(state)
+    names = {key: f"model-{i % shards + 1:05d}-of-{shards:05d}.safetensors" for i, key in enumerate(keys)}
+    for name in set(names.values()):
+        save_file({key: state[key] for key in keys if names[key] == name}, folder / name, metadata={"format": "pt"})
+    index = {"metadata": {}, "weight_map": names}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    (folder / "model.safetensors").unlink()
+
+
+def test_flat_config_of_the_first_qwen2_vl_release(tiny, tmp_path):
+    """Qwen2-VL's config.json has the text settings at the top level and RoPE settings under their old names."""
+    stock = tiny("qwen2_vl").model
+    state = today_layout(tmp_path, stock)
+    save_file(to_hub_layout(state, QWEN2_LAYOUT), tmp_path / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((tmp_path / "config.json").read_text())
+    text = config.pop("text_config")
+    rope = text.pop("rope_parameters")
+    for name in ("model_type", "layer_types"):
+        text.pop(name, None)
+    flat = {**text, **config, "rope_theta": rope["rope_theta"]}
+    flat["rope_scaling"] = {"type": "mrope", "mrope_section": rope["mrope_section"]}
+    flat["vision_config"].pop("model_type")
+    flat["torch_dtype"] = "float32"
+    (tmp_path / "config.json").write_text(json.dumps(flat))
+    ours = infer_class(stock).from_pretrained(tmp_path)
+    assert_same_tensors(ours, state)
+    inputs = tiny("qwen2_vl").inputs(["tit"])
+    with torch.no_grad():
+        assert torch.equal(ours(**inputs).logits, stock(**inputs).logits)
