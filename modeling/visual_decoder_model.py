@@ -34,6 +34,7 @@ class VisualDecoderModel(VisualCompressionMixin):
 
     def __init__(self, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
+        self.loss_type = "ForConditionalGeneration"  # transformers reads it off the class name, which here is another
         unembedding = self.get_output_embeddings().weight  # (V, d)
         self.visual_decoder = VisualDecoder.from_unembedding(unembedding.detach().clone())
         self._decoder_keys_not_loaded: set[str] = set()

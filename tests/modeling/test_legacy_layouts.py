@@ -57,8 +57,8 @@ def assert_same_tensors(ours, state):
 
 @pytest.mark.parametrize("layout", ["hub", "today"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_layout_loads_completely(family, layout, tiny, tmp_path):
-    stock = tiny(family).model
+def test_layout_loads_completely(family, layout, tiny_model, tmp_path):
+    stock = tiny_model(family).model
     state = today_layout(tmp_path, stock)
     if layout == "hub":
         renamed = to_hub_layout(state, HUB_LAYOUTS[family])
@@ -74,10 +74,10 @@ def test_layout_loads_completely(family, layout, tiny, tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(ours.state_dict().values(), again.state_dict().values(), strict=True))
 
 
-def test_untied_and_tied_embeddings_and_bf16_shards(tiny, tmp_path):
+def test_untied_and_tied_embeddings_and_bf16_shards(tiny_model, tmp_path):
     """InternVL (tied) and LLaVA (untied) in the Hub layout, in several files, loaded in bf16."""
     for family in ("llava", "internvl"):
-        stock = tiny(family).model
+        stock = tiny_model(family).model
         folder = tmp_path / family
         state = today_layout(folder, stock)
         write_shards(to_hub_layout(state, HUB_LAYOUTS[family]), folder)
@@ -100,9 +100,9 @@ def write_shards(state, folder, shards=3):
     (folder / "model.safetensors").unlink()
 
 
-def test_flat_config_of_the_first_qwen2_vl_release(tiny, tmp_path):
+def test_flat_config_of_the_first_qwen2_vl_release(tiny_model, tmp_path):
     """Qwen2-VL's config.json has the text settings at the top level and RoPE settings under their old names."""
-    stock = tiny("qwen2_vl").model
+    stock = tiny_model("qwen2_vl").model
     state = today_layout(tmp_path, stock)
     save_file(to_hub_layout(state, QWEN2_LAYOUT), tmp_path / "model.safetensors", metadata={"format": "pt"})
     config = json.loads((tmp_path / "config.json").read_text())
@@ -117,6 +117,6 @@ def test_flat_config_of_the_first_qwen2_vl_release(tiny, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(flat))
     ours = infer_class(stock).from_pretrained(tmp_path)
     assert_same_tensors(ours, state)
-    inputs = tiny("qwen2_vl").inputs(["tit"])
+    inputs = tiny_model("qwen2_vl").inputs(["tit"])
     with torch.no_grad():
         assert torch.equal(ours(**inputs).logits, stock(**inputs).logits)
