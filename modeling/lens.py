@@ -107,8 +107,8 @@ def read_visual_tokens(
 def image_hidden_states(model: nn.Module, inputs: Any, depth: int) -> torch.Tensor:
     """Return the residual stream at the image positions after `depth` blocks of the language model.
 
-    Only those blocks run, and only the prompt up to its last image. A hook ends the pass by an exception and is removed
-    whatever happens.
+    Only those blocks run, and only the prompt up to its last image. A hook ends the pass by an exception and is
+    removed whatever happens.
 
     Args:
         model: a supported model, possibly wrapped by PEFT.

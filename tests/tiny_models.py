@@ -1,9 +1,11 @@
 """Tiny random models of the five families and inputs for them; no tokenizer, no network.
 
-Reached through the fixtures of ``conftest.py``: ``tiny(family)`` gives a ``Tiny`` with ``model`` and ``inputs(...)``.
+Reached through the fixtures of ``conftest.py``: ``tiny_model(family)`` gives a ``Tiny`` with ``model`` and
+``inputs(rows)``; ``new_tiny_model(family)`` gives one that a test may change.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -167,7 +169,6 @@ class Tiny:
 
     family: str
     model: nn.Module
-    _grids: list[tuple[int, int]] = field(default_factory=list)
 
     def inputs(self, rows: list[str], padding: str = "left", seed: int = 0, **options: Any) -> dict[str, torch.Tensor]:
         """Build model inputs.
@@ -209,6 +210,32 @@ class Tiny:
             if pixels:
                 inputs["image_grid_thw"] = torch.tensor(grids)
         return inputs
+
+    def __iter__(self) -> Iterator[Any]:
+        """Allow ``model, inputs = tiny_model(family)``."""
+        yield self.model
+        yield self.inputs
+
+    def single(self, inputs: dict[str, torch.Tensor], row: int) -> dict[str, torch.Tensor]:
+        """Cut one prompt with its images out of a batch, without padding."""
+        ids = [r[m.bool()] for r, m in zip(inputs["input_ids"], inputs["attention_mask"], strict=True)]
+        starts = [int(((r[:-1] == VISION_START) & (r[1:] == IMAGE)).sum()) for r in ids]
+        first, count = sum(starts[:row]), starts[row]
+        chosen: dict[str, torch.Tensor] = {
+            "input_ids": ids[row][None],
+            "attention_mask": torch.ones_like(ids[row])[None],
+        }
+        if "mm_token_type_ids" in inputs:
+            chosen["mm_token_type_ids"] = inputs["mm_token_type_ids"][row][inputs["attention_mask"][row].bool()][None]
+        if count and "image_grid_thw" in inputs:
+            patches = inputs["image_grid_thw"].prod(-1)
+            begin, end = int(patches[:first].sum()), int(patches[: first + count].sum())
+            chosen["image_grid_thw"] = inputs["image_grid_thw"][first : first + count]
+            chosen["pixel_values"] = inputs["pixel_values"][begin:end]
+        elif count:
+            cells = [int((r == IMAGE).sum()) // 16 for r in ids]
+            chosen["pixel_values"] = inputs["pixel_values"][sum(cells[:row]) : sum(cells[: row + 1])]
+        return chosen
 
     def _square_image(self, index: int, generator: torch.Generator) -> tuple[torch.Tensor, Any, int]:
         return torch.randn(1, 3, 32, 32, generator=generator), None, 16

@@ -1,0 +1,64 @@
+"""Shared fixtures: tiny random models of every family, and slow independent references."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+
+def _sibling(name: str):
+    """Import a helper file of this folder; under ``--import-mode=importlib`` a plain import cannot find it."""
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name]
+
+
+@pytest.fixture(scope="session")
+def tiny_models():
+    """The module ``tiny_models.py``: constants and builders."""
+    return _sibling("tiny_models")
+
+
+@pytest.fixture(scope="session")
+def reference():
+    """The module ``compression_reference.py``: brute-force plan and per-sample, cache-free generation."""
+    return _sibling("compression_reference")
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny_models):
+    """Function family -> ``Tiny``; the model is shared by the session, so tests leave it as they found it."""
+    built = {}
+
+    def get(family: str):
+        if family not in built:
+            built[family] = tiny_models.Tiny(family, tiny_models.build_tiny_model(family))
+        return built[family]
+
+    return get
+
+
+@pytest.fixture
+def new_tiny_model(tiny_models):
+    """Function (family, seed=0) -> ``Tiny`` with a model of its own."""
+    return lambda family, seed=0: tiny_models.Tiny(family, tiny_models.build_tiny_model(family, seed))
+
+
+@pytest.fixture(scope="session")
+def coarse_decoder(tiny_models):
+    """A visual decoder with few distinct readings, so that runs occur, and with token tables.
+
+    Readings 0, 3, 6, ... count as punctuation; all else has a text of its own.
+    """
+    from dualstream.modeling.visual_decoder import VisualDecoder
+
+    decoder = VisualDecoder.from_unembedding(tiny_models.coarse_decoder_weight())
+    decoder.meaningless = torch.arange(tiny_models.VOCAB) % 3 == 0
+    decoder.text_class = torch.arange(tiny_models.VOCAB)
+    return decoder
