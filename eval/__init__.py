@@ -1,1 +1,1 @@
-"""eval."""
+"""Accuracy on held-out questions, the intervals that go with every figure, and what identifies a run."""

@@ -1,1 +1,1 @@
-"""hub_cards."""
+"""Model and dataset cards, releases and the Space (reserved)."""

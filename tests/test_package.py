@@ -20,7 +20,7 @@ def run_python(code: str) -> str:
 
 
 def test_import_is_fast_and_loads_no_torch():
-    code = "import sys, json, dualstream, dualstream.modeling, dualstream.processing; print(json.dumps(sorted(sys.modules)))"
+    code = "import sys, json, dualstream.modeling, dualstream.processing; print(json.dumps(sorted(sys.modules)))"
     start = time.perf_counter()
     run_python("pass")
     bare = time.perf_counter() - start
