@@ -59,7 +59,7 @@ def render_html(token_map: TokenMap, title: str = "Token map") -> str:
 def _page_data(token_map: TokenMap) -> dict[str, Any]:
     """What the page's script draws, as plain JSON values."""
     geometry = token_map.geometry
-    colours = {word: "#%02x%02x%02x" % colour for word, colour in word_colours(token_map).items()}
+    colours = {word: "#{:02x}{:02x}{:02x}".format(*colour) for word, colour in word_colours(token_map).items()}
     pieces = {str(number): piece for number, piece in token_map.pieces.items()}
     scores = token_map.scores
     runs = token_map.runs
