@@ -21,6 +21,7 @@ from .modeling_qwen3_vl_visual_decoder import Qwen3VLWithVisualDecoder
 from .visual_decoder_model import AUTO_CLASSES, DECODER_PREFIX, HUB_ARGUMENTS, VisualDecoderModel, stock_class
 
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
+EMBEDDED_MODELS = tuple(sorted(path.parent.name for path in CHECKPOINTS.glob("*/config.json")))
 DEFAULT_MODEL = "tiny-llava"
 MODEL_CLASSES: dict[str, type[VisualDecoderModel]] = {
     "llava": LlavaWithVisualDecoder,
@@ -45,11 +46,6 @@ for _model_class in MODEL_CLASSES.values():
     _register(_model_class)
 
 
-def embedded_models() -> list[str]:
-    """Return the names of the checkpoints that come with the package."""
-    return sorted(path.parent.name for path in CHECKPOINTS.glob("*/config.json"))
-
-
 def default_model_path(name: str = DEFAULT_MODEL) -> Path:
     """Return the folder of a checkpoint that comes with the package.
 
@@ -59,10 +55,8 @@ def default_model_path(name: str = DEFAULT_MODEL) -> Path:
     Raises:
         ValueError: there is no such checkpoint.
     """
-    if name not in embedded_models():
-        raise ValueError(
-            f"name={name!r} is no embedded model; embedded are: {', '.join(embedded_models()) or 'none'}."
-        )
+    if name not in EMBEDDED_MODELS:
+        raise ValueError(f"name={name!r} is no embedded model; embedded are: {', '.join(EMBEDDED_MODELS) or 'none'}.")
     return CHECKPOINTS / name
 
 
@@ -119,16 +113,18 @@ def load_model(
 def _resolve(name_or_path: str | os.PathLike) -> str:
     """Turn an embedded name into its folder; let folders and Hub ids through."""
     name = os.fspath(name_or_path)
-    if name in embedded_models():
-        return str(default_model_path(name))
+    if name in EMBEDDED_MODELS:
+        return str(CHECKPOINTS / name)
     if os.path.isdir(name):
+        if not os.path.isfile(os.path.join(name, "config.json")):
+            raise ValueError(f"{name} holds no model: config.json is missing.")
         return name
     looks_like_hub_id = name.count("/") == 1 and not name.startswith((".", "/", "~"))
     if looks_like_hub_id:
         return name
     raise ValueError(
         f"name_or_path={name!r} is neither a folder, nor a Hub id 'owner/name', nor an embedded model "
-        f"({', '.join(embedded_models()) or 'none here'})."
+        f"({', '.join(EMBEDDED_MODELS) or 'none here'})."
     )
 
 

@@ -76,6 +76,27 @@ class VisualDecoderModel(VisualCompressionMixin):
         with torch.no_grad():
             decoder.copy_(weight)
 
+    def resize_token_embeddings(
+        self, new_num_tokens: int | None = None, *args: Any, **kwargs: Any
+    ) -> torch.nn.Embedding:
+        """Resize the vocabulary as the stock model does, and the decoder with it.
+
+        New tokens are read with their row of the unembedding, and count as meaningless if tokens are known at all.
+        """
+        embeddings = super().resize_token_embeddings(new_num_tokens, *args, **kwargs)
+        old, weight = self.visual_decoder, self.get_output_embeddings().weight
+        kept = min(len(old.weight), len(weight))
+        if kept == len(old.weight) == len(weight):
+            return embeddings
+        new = VisualDecoder.from_unembedding(weight.detach().clone())
+        with torch.no_grad():
+            new.weight[:kept] = old.weight[:kept]
+        if old.has_token_tables:
+            new.meaningless.fill_(True)[:kept] = old.meaningless[:kept]
+            new.text_class.copy_(torch.arange(len(weight)))[:kept] = old.text_class[:kept]
+        self.visual_decoder = new.requires_grad_(old.weight.requires_grad)
+        return embeddings
+
     @classmethod
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | os.PathLike | None, *model_args: Any, **kwargs: Any
