@@ -354,6 +354,10 @@ class VisualCompressionMixin:
         fills = {"input_ids": pad_token_id, "labels": IGNORED_LABEL, "mm_token_type_ids": 0, "token_type_ids": 0}
         present = {name: fill for name, fill in fills.items() if kwargs.get(name) is not None}
         shortened = {name: plan.gather(kwargs[name], fill) for name, fill in present.items()}
+        if "labels" in shortened:
+            # A row's first token has nothing before it to predict it from; new padding there must not count.
+            first = plan.kept & (plan.kept.cumsum(-1) == 1)
+            shortened["labels"] = shortened["labels"].masked_fill(first, IGNORED_LABEL)
         return {**shortened, "attention_mask": plan.attention_mask}
 
     def _pad_token(self, settings: Any) -> int:

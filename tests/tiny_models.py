@@ -192,7 +192,8 @@ class Tiny:
                     pixel, grid, count = self._qwen_image(1, generator, frames=2)
                     videos.append(pixel)
                     video_grids.append(grid)
-                    ids += [VISION_START] + [VIDEO] * count + [VISION_END]
+                    blocks = 2 if self.family == "qwen3_vl" else 1  # Qwen3-VL delimits every frame
+                    ids += ([VISION_START] + [VIDEO] * (count // blocks) + [VISION_END]) * blocks
                 else:
                     pixel, grid, count = make_image(len(pixels), generator)
                     pixels.append(pixel)

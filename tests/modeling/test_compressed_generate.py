@@ -4,6 +4,7 @@ import functools
 
 import pytest
 import torch
+
 from dualstream.modeling.compressing import compressing
 from dualstream.modeling.families import FAMILIES
 from dualstream.modeling.visual_compression import CompressionConfig
