@@ -142,7 +142,7 @@ def show_scene(model: Any, processor: Any, scene: Any, out: Path, stem: str) -> 
         "visual_tokens": shown.visual_tokens,
         "kept_tokens": shown.kept_tokens,
         "reduction_rate": shown.reduction_rate,
-        "words": token_map.to_dict()["words"],
+        "words": token_map.words,
         "questions": rows,
         "picture": save_picture(image, out / f"{stem}-picture.png"),
         "reading": save_picture(token_map.to_image(), out / f"{stem}-read.png"),

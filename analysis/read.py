@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from dualstream.cli import Result, add_model_arguments, open_model
+
+if TYPE_CHECKING:
+    from dualstream.processing import TokenMap
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -55,7 +59,10 @@ def run(args: argparse.Namespace) -> Result:
     return Result(payload, text)
 
 
-def reading_payload(token_map) -> dict:
-    """``grid``, ``tokens`` and ``runs`` of a token map as JSON values."""
-    described = token_map.to_dict()
-    return {"grid": described["grids"], "tokens": described["words"], "runs": described["runs"]}
+def reading_payload(token_map: TokenMap) -> dict[str, Any]:
+    """``grid`` (rows, columns of every block), ``tokens`` (words in raster order) and ``runs`` as JSON values."""
+    return {
+        "grid": [list(grid) for grid in token_map.grids],
+        "tokens": token_map.words,
+        "runs": [{"word": run.word, "length": run.length, "start": run.start} for run in token_map.runs],
+    }

@@ -102,7 +102,7 @@ def read_image(
     Returns:
         A token map with words, probabilities and geometry in pixels of ``image``.
     """
-    from dualstream.modeling import CompressionConfig, read_visual_tokens, run_length_plan, token_tables
+    from dualstream.modeling import CompressionConfig, read_visual_tokens
 
     inputs = build_inputs(processor, [image], [READING_PROMPT]).to(model.device)
     inputs.pop("compression", None)
@@ -110,12 +110,10 @@ def read_image(
     reading = read_visual_tokens(
         model, inputs, depth=depth, final_norm=final_norm, top_k=max(top_k, config.top_k), decoder=decoder
     )
-    plan = None
-    if config.method != "none":
-        tables = token_tables(processor.tokenizer, model.get_output_embeddings().weight.shape[0])
-        plan = run_length_plan(reading.ids.cpu(), reading.grids.cpu(), config, *tables)
     geometry = token_geometry(processor, image.size)
-    return TokenMap.from_reading(reading, processor.tokenizer, geometry, image=image, compression=plan)
+    return TokenMap.from_reading(
+        reading, processor.tokenizer, geometry, image=image, compression=None if config.method == "none" else config
+    )
 
 
 def answer_questions(
