@@ -135,7 +135,7 @@ def test_hand_written_decoding_needs_no_positions(family, tiny_model, reference,
                 mask = torch.cat([mask, torch.ones(2, 1, dtype=torch.long)], dim=1)
                 given = {} if grow == "none" else {"attention_mask": mask}
                 output = model(input_ids=said[-1][:, None], past_key_values=output.past_key_values, **given)
-            assert torch.stack(said, 1).tolist() == tokens
+            assert torch.stack(said, 1).tolist() == list(tokens)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
