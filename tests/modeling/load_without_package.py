@@ -6,11 +6,9 @@ Usage: python load_without_package.py REQUEST.json  (folders, image, question, m
 import json
 import sys
 
-sys.modules["dualstream"] = None  # any import of it now fails, also where it is installed
-
-import torch  # noqa: E402
-from PIL import Image  # noqa: E402
-from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor, pipeline  # noqa: E402
+import torch
+from PIL import Image
+from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor, pipeline
 
 torch.set_num_threads(1)
 TRUST = {"trust_remote_code": True}
@@ -27,10 +25,11 @@ def answers(model, processor, request):
         chat, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
     )
     found = {}
-    for method in request["methods"]:
-        ids = model.generate(**{**inputs, "compression": method}, max_new_tokens=6, do_sample=False)
+    choices = {"by processor": inputs["compression"], **{str(method): method for method in request["methods"]}}
+    for name, choice in choices.items():
+        ids = model.generate(**{**inputs, "compression": choice}, max_new_tokens=6, do_sample=False)
         report = model.last_compression
-        found[str(method)] = [ids[0].tolist(), None if report is None else report.kept_tokens]
+        found[name] = [ids[0].tolist(), None if report is None else report.kept_tokens]
     with torch.no_grad():
         found["logits"] = model(**{**inputs, "compression": "none"}).logits[0, -1].tolist()
     return found
@@ -63,7 +62,7 @@ def examine(folder, request):
     _, third = load(AutoModel, f"{folder}-again", again_processor, request)
     return {
         "config": [type(config).__name__, config.model_type, config.visual_compression],
-        "processor": type(processor).__name__,
+        "processor": [type(processor).__name__, processor.compression],
         "AutoModelForImageTextToText": first,
         "AutoModel": second,
         "saved again": third,
@@ -72,6 +71,7 @@ def examine(folder, request):
 
 
 if __name__ == "__main__":
+    sys.modules["dualstream"] = None  # any import of it now fails, also where it is installed
     with open(sys.argv[1], encoding="utf-8") as file:
         given = json.load(file)
     print(json.dumps({folder: examine(folder, given) for folder in given["folders"]}))
