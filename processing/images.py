@@ -8,7 +8,7 @@ import struct
 import warnings
 import zlib
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -70,7 +70,7 @@ def _open_stream(source: ImageSource) -> tuple[BinaryIO, str]:
     if isinstance(source, (bytes, bytearray)):
         return io.BytesIO(source), f"the given {len(source)} bytes"
     if hasattr(source, "read"):
-        return source, f"the open file {getattr(source, 'name', '')!r}"
+        return cast(BinaryIO, source), f"the open file {getattr(source, 'name', '')!r}"
     if not isinstance(source, (str, os.PathLike)):
         raise ValueError(f"source must be {ACCEPTED}, got {type(source).__name__}.")
     text = os.fspath(source)

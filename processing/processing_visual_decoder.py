@@ -34,6 +34,7 @@ class CompressionMixin:
     """
 
     compression: Choice
+    image_token: str
 
     def __call__(
         self, images: Any = None, text: Any = None, videos: Any = None, compression: Any = _AS_SAVED, **kwargs: Any
@@ -185,7 +186,7 @@ class InternVLWithVisualDecoderProcessor(CompressionMixin, InternVLProcessor):
 
 
 # Family (stock model type) -> processor class.
-PROCESSOR_CLASSES: dict[str, type] = {
+PROCESSOR_CLASSES: dict[str, Any] = {
     "llava": LlavaWithVisualDecoderProcessor,
     "qwen2_vl": Qwen2VLWithVisualDecoderProcessor,
     "qwen2_5_vl": Qwen2_5_VLWithVisualDecoderProcessor,
@@ -214,7 +215,8 @@ def _check_placeholders(image_token: str, images: Any, text: Any) -> None:
     if nested:
         given = [len(row) if isinstance(row, (list, tuple)) else int(row is not None) for row in images]
     else:
-        wanted, given = [sum(wanted)], [0 if images is None else len(make_flat_list_of_images(images))]
+        flat: Any = [] if images is None else make_flat_list_of_images(images)
+        wanted, given = [sum(wanted)], [len(flat)]
     for row, (placeholders, pictures) in enumerate(zip(wanted, given, strict=True)):
         if placeholders != pictures:
             where = f"text {row} holds" if nested else "the text holds" if len(texts) == 1 else "the texts hold"

@@ -49,7 +49,8 @@ def row_starts(grids: Iterable[Sequence[int]], wrap_rows: bool = False) -> list[
     Returns:
         Ascending indices, to be given to `encode_runs` as `breaks`.
     """
-    starts, first = [], 0
+    starts: list[int] = []
+    first = 0
     for rows, cols in grids:
         step = rows * cols if wrap_rows else cols
         starts += range(first, first + rows * cols, step) if step else []

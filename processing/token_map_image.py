@@ -86,7 +86,8 @@ def _panel(
     geometry = token_map.geometry
     shown = (geometry.is_thumbnail == thumbnail) & (geometry.areas > 0)
     scale = _scale(geometry.boxes[shown], geometry.image_size, max_side)
-    size = tuple(max(round(side * scale), 1) for side in geometry.image_size)
+    width, height = geometry.image_size
+    size = (max(round(width * scale), 1), max(round(height * scale), 1))
     boxes = np.rint(geometry.boxes * scale).astype(int)
     canvas = _tinted(token_map, boxes, shown, colours, size)
     draw = ImageDraw.Draw(canvas, "RGBA")
@@ -112,7 +113,7 @@ def _scale(boxes: np.ndarray, image_size: tuple[int, int], max_side: int) -> flo
 
 
 def _tinted(
-    token_map: TokenMap, boxes: np.ndarray, shown: np.ndarray, colours: dict[str, Colour], size: tuple[int, ...]
+    token_map: TokenMap, boxes: np.ndarray, shown: np.ndarray, colours: dict[str, Colour], size: tuple[int, int]
 ) -> Image.Image:
     """The enlarged picture, each cell in its word's colour, dark where dropped or not looked at."""
     picture = token_map.image or Image.new("RGB", size, (120, 120, 120))
