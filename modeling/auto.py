@@ -33,17 +33,18 @@ MODEL_CLASSES: dict[str, type[VisualDecoderModel]] = {
 
 
 def _register(model_class: type[VisualDecoderModel]) -> None:
-    config_class = model_class.config_class
+    config_class: Any = model_class.config_class
+    stock_config_class: Any = stock_class(model_class).config_class
     AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
     for auto_class in AUTO_CLASSES:
         getattr(transformers, auto_class).register(config_class, model_class, exist_ok=True)
     # The stock processor serves too; `dualstream.processing` replaces it by the one that carries the compression.
     if config_class not in PROCESSOR_MAPPING:
-        AutoProcessor.register(config_class, PROCESSOR_MAPPING[stock_class(model_class).config_class])
+        AutoProcessor.register(config_class, PROCESSOR_MAPPING[stock_config_class])
 
 
-for _model_class in MODEL_CLASSES.values():
-    _register(_model_class)
+for _class in MODEL_CLASSES.values():
+    _register(_class)
 
 
 def default_model_path(name: str = DEFAULT_MODEL) -> Path:
@@ -99,7 +100,7 @@ def load_model(
     try:
         config = AutoConfig.from_pretrained(source, **hub_arguments)
         _require_supported(config, source)
-        model_class = _model_class(config, visual_decoder)
+        model_class: Any = _model_class(config, visual_decoder)
         model, info = model_class.from_pretrained(source, dtype=dtype, output_loading_info=True, **kwargs)
         _require_complete(info, source)
         processor = AutoProcessor.from_pretrained(source, config=config, **hub_arguments)

@@ -30,6 +30,9 @@ class VisualDecoder(nn.Module):
         initializer_range: standard deviation of the initial weight.
     """
 
+    meaningless: torch.Tensor
+    text_class: torch.Tensor
+
     def __init__(self, vocab_size: int, hidden_size: int, initializer_range: float = 0.02) -> None:
         super().__init__()
         self.initializer_range = initializer_range

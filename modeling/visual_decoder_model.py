@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -24,8 +24,15 @@ AUTO_CLASSES = ("AutoModelForImageTextToText", "AutoModelForMultimodalLM", "Auto
 HUB_ARGUMENTS = ("cache_dir", "local_files_only", "token", "revision", "subfolder")
 DECODER_PREFIX = "visual_decoder."
 
+if TYPE_CHECKING:
 
-class VisualDecoderModel(VisualCompressionMixin):
+    class _Base(VisualCompressionMixin, PreTrainedModel):
+        """What a class with this mixin is in the end."""
+else:
+    _Base = VisualCompressionMixin
+
+
+class VisualDecoderModel(_Base):
     """Base of our model classes; stands before the stock ``XForConditionalGeneration`` in the list of bases.
 
     Adds the sub-module ``visual_decoder`` (a ``VisualDecoder``), which starts as a copy of the unembedding. It is
@@ -100,7 +107,7 @@ class VisualDecoderModel(VisualCompressionMixin):
     @classmethod
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | os.PathLike | None, *model_args: Any, **kwargs: Any
-    ) -> Self | tuple[Self, dict[str, Any]]:
+    ) -> Any:
         """Load one of our checkpoints, or a stock checkpoint of the same family (then the decoder is the unembedding).
 
         Args:
@@ -115,9 +122,10 @@ class VisualDecoderModel(VisualCompressionMixin):
             ValueError: the checkpoint is of another family, or is one of ours without its decoder.
         """
         with_info = kwargs.pop("output_loading_info", False)
-        model, info = super().from_pretrained(
+        loaded: Any = super().from_pretrained(
             pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
         )
+        model, info = loaded
         model.visual_decoder.requires_grad_(False)
         source = model.config.name_or_path
         hub_arguments = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
@@ -153,21 +161,19 @@ class VisualDecoderModel(VisualCompressionMixin):
             return
         self.visual_decoder.set_token_tables(tokenizer)
 
-    def save_pretrained(
-        self, save_directory: str | os.PathLike, *args: Any, save_original_format: bool = False, **kwargs: Any
-    ) -> None:
+    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
         """Save weights, configuration and code: the folder loads with ``trust_remote_code=True`` without this package.
 
         Args:
             save_directory: the folder to write.
             *args: passed to the stock ``save_pretrained``.
-            save_original_format: write the key layout the model was loaded from. The default is the current layout: it
-                alone loads wherever the code does, with or without the conversion registered here.
-            **kwargs: passed to the stock ``save_pretrained``.
+            **kwargs: passed to the stock ``save_pretrained``. ``save_original_format`` is False unless given: the
+                current key layout, not the one the model was loaded from, loads wherever the code does.
         """
         name = f"{type(self).__module__.rpartition('.')[2]}.{type(self).__name__}"
         self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), **dict.fromkeys(AUTO_CLASSES, name)}
-        super().save_pretrained(save_directory, *args, save_original_format=save_original_format, **kwargs)
+        kwargs.setdefault("save_original_format", False)
+        super().save_pretrained(save_directory, *args, **kwargs)
 
 
 def find_tokenizer(
