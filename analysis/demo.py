@@ -94,7 +94,7 @@ def show_model(name: str, model: Any, processor: Any, args: argparse.Namespace) 
     }
 
 
-IMAGE_FIELDS = ("picture", "reading", "compressed")
+IMAGE_FIELDS = ("picture", "read", "compressed")
 
 
 def draw_scenes(n: int, seed: int) -> list[Any]:
@@ -114,7 +114,7 @@ def show_scene(model: Any, processor: Any, scene: Any, out: Path, stem: str) -> 
     token_map = read_image(model, processor, image)
     compressed = read_image(model, processor, image, compression=SHOWN_METHOD)
     asked = questions(scene, random.Random(scene.seed), ("attribute", "relation", "presence", "count"))
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"question": question.text, "truth": question.answer, "answers": {}} for question in asked[:QUESTIONS_SHOWN]
     ]
     kept = {}
@@ -134,6 +134,9 @@ def show_scene(model: Any, processor: Any, scene: Any, out: Path, stem: str) -> 
             }
         kept[method] = answers[0]
     shown = kept[SHOWN_METHOD]
+    pictures = {"picture": image, "read": token_map.to_image(), "compressed": compressed.to_image()}
+    side_by_side(list(pictures.values())).save(out / f"{stem}.png")
+    inline = {name: save_picture(picture, out / f"{stem}-{name}.png") for name, picture in pictures.items()}
     (out / f"{stem}.html").write_text(compressed.to_html(), encoding="utf-8")
     return {
         "caption": caption(scene),
@@ -144,9 +147,7 @@ def show_scene(model: Any, processor: Any, scene: Any, out: Path, stem: str) -> 
         "reduction_rate": shown.reduction_rate,
         "words": token_map.words,
         "questions": rows,
-        "picture": save_picture(image, out / f"{stem}-picture.png"),
-        "reading": save_picture(token_map.to_image(), out / f"{stem}-read.png"),
-        "compressed": save_picture(compressed.to_image(), out / f"{stem}-compressed.png"),
+        **inline,
     }
 
 
@@ -156,6 +157,19 @@ def save_picture(image: Image, path: Path) -> str:
     image.save(buffer, "PNG", optimize=True)
     path.write_bytes(buffer.getvalue())
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def side_by_side(images: list[Image], gap: int = 16) -> Image:
+    """Join pictures at their tops on white, all as wide as the widest: one file to share."""
+    from PIL import Image as Pillow
+
+    width = max(image.width for image in images)
+    scaled = [image.convert("RGB").resize((width, round(image.height * width / image.width))) for image in images]
+    size = (len(scaled) * (width + gap) - gap, max(image.height for image in scaled))
+    sheet = Pillow.new("RGB", size, "white")
+    for index, image in enumerate(scaled):
+        sheet.paste(image, (index * (width + gap), 0))
+    return sheet
 
 
 def headline(measured: list[dict[str, Any]]) -> list[dict[str, str]]:

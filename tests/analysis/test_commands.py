@@ -158,4 +158,4 @@ def test_demo_writes_a_report_that_stands_alone(tmp_path, capsys):
             "other picture",
         }
         assert all(row["accuracy"]["n"] == 24 for row in model["measured"])
-    assert len(list(tmp_path.glob("*.png"))) == 6
+    assert len(list(tmp_path.glob("*.png"))) == 8
