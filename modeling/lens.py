@@ -116,7 +116,8 @@ def image_hidden_states(model: nn.Module, inputs: Any, depth: int) -> torch.Tens
         depth: blocks executed, 0..L.
 
     Returns:
-        (N, d), before the final norm, in feature order.
+        (N, d), before the final norm, in feature order: what the next block (or the norm) gets to see, so with
+        Qwen3-VL's deepstack features added.
 
     Raises:
         ValueError: if the depth is out of range or there are no images.
@@ -175,7 +176,10 @@ def _prompt_prefix(model: nn.Module, inputs: Any, output: Any) -> dict[str, Any]
     visual = ids == family.image_token_id(model.config)
     if getattr(model.config, "video_token_id", None) is not None:
         visual = visual | (ids == model.config.video_token_id)
-    length = int(visual.any(dim=0).nonzero().max()) + 1 if bool(visual.any()) else ids.shape[1]
+    needed = visual
+    if inputs.get("attention_mask") is not None:  # M-RoPE positions need a token in every row, also in those of text
+        needed = visual | (inputs["attention_mask"].cumsum(-1) == 1)
+    length = int(needed.any(dim=0).nonzero().max()) + 1 if bool(needed.any()) else ids.shape[1]
     prefix = {name: value for name, value in inputs.items() if name not in NOT_FOR_LENS and value is not None}
     prefix |= {name: value[..., :length] for name, value in prefix.items() if name in PROMPT_LENGTH_INPUTS}
     if "pixel_values_videos" not in prefix:  # stock refuses encoded images beside raw videos
