@@ -118,6 +118,8 @@ class CompressionConfig:
             if unknown:
                 raise ValueError(f"compression has unknown options {unknown}; accepted are {sorted(names)}")
             return cls(**value)
+        if isinstance(value, (list, tuple)) and value and all(choice == value[0] for choice in value):
+            return cls.from_any(value[0])  # batches that are collated row by row (pipelines) repeat the choice
         # A checkpoint's copy of this file defines its own class of the same name: compare by shape, not identity.
         if dataclasses.is_dataclass(value) and type(value).__name__ == cls.__name__:
             return cls(**dataclasses.asdict(value))

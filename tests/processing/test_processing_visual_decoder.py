@@ -180,6 +180,9 @@ def test_choices_are_the_models_own() -> None:
     config = CompressionConfig(method="rle", wrap_rows=True)
     assert plain_choice(config) == config.to_dict() and CompressionConfig.from_any(plain_choice(config)) == config
     assert plain_choice(None) is None
+    assert CompressionConfig.from_any(["rle", "rle"]).method == "rle"  # as batches collated row by row hold it
+    with pytest.raises(ValueError, match="not understood"):
+        CompressionConfig.from_any(["rle", "none"])
 
 
 @pytest.mark.parametrize(
@@ -222,6 +225,22 @@ def _tiny_model(family: str, processor: Any) -> Any:
         config = modeling.Qwen2VLWithVisualDecoderConfig.from_dict(stock.to_dict())
         model = modeling.Qwen2VLWithVisualDecoder(config)
     return model.eval()
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_vl"])
+def test_the_choice_travels_through_a_pipeline(make_processor, family: str) -> None:
+    from transformers import pipeline
+
+    processor = make_processor(family, classes=PROCESSOR_CLASSES)
+    processor.compression = "rle"
+    torch.manual_seed(0)
+    model = _tiny_model(family, processor)
+    answer = pipeline("image-text-to-text", model=model, processor=processor)
+    content = [{"type": "image", "image": Image.new("RGB", (112, 112), "red")}, {"type": "text", "text": "what"}]
+    chat = [{"role": "user", "content": content}]
+    assert len(answer([chat, chat], max_new_tokens=2, batch_size=2)) == 2
+    report = model.last_compression
+    assert report.config.method == "rle" and len(report.images) == 2
 
 
 @pytest.mark.parametrize("family", ["llava", "qwen2_vl"])
