@@ -70,16 +70,20 @@ class VisualDecoder(nn.Module):
         """Describe the shape in ``print(model)``."""
         return f"vocab_size={self.vocab_size}, hidden_size={self.hidden_size}"
 
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """Score features.
+    def forward(self, features: torch.Tensor, k: int | None = None, chunk_size: int = 8192) -> torch.Tensor:
+        """Score features, or read them.
 
         Args:
             features: (..., d) floating point.
+            k: return the k best readings instead of scores, see ``top_k``.
+            chunk_size: vocabulary entries scored at a time when reading.
 
         Returns:
-            (..., V) scores, not normalised.
+            (..., V) scores, not normalised; with `k`, (N, k) long.
         """
-        return nn.functional.linear(features, self.weight)
+        if k is None:
+            return nn.functional.linear(features, self.weight)
+        return top_k_tokens(features, self.weight, k, chunk_size=chunk_size)[0]
 
     @torch.no_grad()
     def top_k(self, features: torch.Tensor, k: int = 1, chunk_size: int = 8192) -> torch.Tensor:
@@ -96,7 +100,8 @@ class VisualDecoder(nn.Module):
         Raises:
             ValueError: if the width of `features` is not d, or k is out of range.
         """
-        return top_k_tokens(features, self.weight, k, chunk_size=chunk_size)[0]
+        # By way of the module call, so that the hooks of an offloaded module bring its weight.
+        return self(features, k, chunk_size).to(features.device)
 
     def set_token_tables(self, tokenizer: Any) -> None:
         """Fill both tables from a tokenizer."""
@@ -187,9 +192,14 @@ def top_k_tokens(
         ids: (N, k) long, best first; log_probs: (N, k) float32, log-softmax over the whole vocabulary.
 
     Raises:
-        ValueError: if the widths differ or k is not within 1..V.
+        ValueError: if the widths differ, k is not within 1..V, or the weight is offloaded.
     """
     vocab_size, hidden_size = weight.shape
+    if weight.is_meta:
+        raise ValueError(
+            "the matrix that reads the features is offloaded; load the model with a device_map that keeps lm_head on "
+            "a device, or pass a visual decoder"
+        )
     if features.ndim != 2 or features.shape[1] != hidden_size:
         raise ValueError(f"features has shape {tuple(features.shape)}; expected (cells, {hidden_size})")
     if not 1 <= k <= vocab_size:

@@ -49,7 +49,7 @@ class VisualDecoderModel(_Base):
     @property
     def compression_config(self) -> CompressionConfig:
         """Compression used unless a call asks for another: the one of ``config.visual_compression``."""
-        return CompressionConfig.from_any(self.config.visual_compression or "none")
+        return CompressionConfig.from_any(self.config.visual_compression)
 
     def tie_weights(self, missing_keys: set[str] | None = None, recompute_mapping: bool = True) -> None:
         """Tie the stock weights; while loading, also start a decoder that the checkpoint does not hold.
@@ -74,6 +74,8 @@ class VisualDecoderModel(_Base):
     def _copy_unembedding(self) -> None:
         weight = self.get_output_embeddings().weight
         decoder = self.visual_decoder.weight
+        if decoder.is_meta:
+            return  # a process that gets its weights from another one
         if weight.is_meta or not weight.is_floating_point() or weight.shape != decoder.shape:
             raise ValueError(
                 f"visual_decoder starts as a copy of the unembedding: {tuple(weight.shape)} {weight.dtype} on "

@@ -146,7 +146,7 @@ def test_loading_from_a_state_dict(tiny_model):
     assert torch.equal(model.visual_decoder.weight, stock.lm_head.weight)
 
 
-def test_offload_to_disk(stock_folder, tmp_path):
+def test_offload_while_loading_a_stock_checkpoint(stock_folder, tmp_path):
     """The decoder is filled before modules leave for the disk; an unembedding on disk cannot be copied."""
     device_map = {"model": "disk", "lm_head": "cpu", "visual_decoder": "cpu"}
     model = LlavaWithVisualDecoder.from_pretrained(
@@ -157,6 +157,27 @@ def test_offload_to_disk(stock_folder, tmp_path):
         LlavaWithVisualDecoder.from_pretrained(
             stock_folder("llava"), device_map={**device_map, "lm_head": "disk"}, offload_folder=str(tmp_path)
         )
+
+
+def test_an_offloaded_decoder_reads(tiny_model, our_model, tmp_path):
+    our_model("llava").save_pretrained(tmp_path)
+    offloaded = LlavaWithVisualDecoder.from_pretrained(
+        tmp_path, device_map={"model": "cpu", "lm_head": "cpu", "visual_decoder": "disk"}, offload_folder=str(tmp_path)
+    )
+    assert offloaded.visual_decoder.weight.is_meta
+    options = {**tiny_model("llava").inputs(["tit"]), "max_new_tokens": 3, "compression": "rle_drop_top1"}
+    assert torch.equal(offloaded.generate(**options), our_model("llava").generate(**options))
+
+
+def test_an_adapter_folder_loads_over_its_base(tiny_model, our_model, tmp_path):
+    our_model("llava").save_pretrained(tmp_path / "base")
+    base = LlavaWithVisualDecoder.from_pretrained(tmp_path / "base")
+    lora = LoraConfig(target_modules="all-linear", r=2, init_lora_weights=False)
+    adapted = get_peft_model(base, lora)
+    adapted.save_pretrained(tmp_path / "adapter")
+    options = {**tiny_model("llava").inputs(["tit"]), "max_new_tokens": 3, "compression": "rle"}
+    again = LlavaWithVisualDecoder.from_pretrained(tmp_path / "adapter")
+    assert torch.equal(again.generate(**options), adapted.generate(**options))
 
 
 @pytest.mark.parametrize("value", ["shrink", {"method": "rle", "pool": "mean"}, {"pooling": "max"}, 3])
