@@ -63,6 +63,9 @@ def test_layout_loads_completely(family, layout, tiny_model, tmp_path):
     if layout == "hub":
         renamed = to_hub_layout(state, HUB_LAYOUTS[family])
         assert (set(renamed) != set(state)) == bool(HUB_LAYOUTS[family])
+        if family == "llava":  # buffers that old files still hold
+            renamed["language_model.model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(8)
+            renamed["vision_tower.vision_model.embeddings.position_ids"] = torch.arange(17)[None]
         save_file(renamed, tmp_path / "model.safetensors", metadata={"format": "pt"})
     ours, info = infer_class(stock).from_pretrained(tmp_path, output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
@@ -120,3 +123,34 @@ def test_flat_config_of_the_first_qwen2_vl_release(tiny_model, tmp_path):
     inputs = tiny_model("qwen2_vl").inputs(["tit"])
     with torch.no_grad():
         assert torch.equal(ours(**inputs).logits, stock(**inputs).logits)
+
+
+VISION_2 = {"depth": 32, "embed_dim": 1280, "num_heads": 16, "in_chans": 3, "hidden_size": 3584, "patch_size": 14}
+VISION_2_5 = {"depth": 32, "hidden_size": 1280, "out_hidden_size": 3584, "window_size": 112, "tokens_per_second": 2}
+QWEN_TEXT = {"hidden_size": 3584, "num_hidden_layers": 28, "num_key_value_heads": 4, "vocab_size": 152064}
+MROPE = {"rope_theta": 1000000.0, "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]}}
+# The settings of the published config.json files that differ from transformers' defaults or from today's form.
+HUB_CONFIGS = {
+    "llava": {
+        "image_token_index": 32000,
+        "pad_token_id": 32001,
+        "ignore_index": -100,
+        "vocab_size": 32064,
+        "text_config": {"model_type": "llama", "vocab_size": 32064, "torch_dtype": "float16", "rms_norm_eps": 1e-05},
+        "vision_config": {"model_type": "clip_vision_model", "hidden_size": 1024, "num_attention_heads": 16},
+        "torch_dtype": "float16",
+    },
+    "qwen2_vl": {**QWEN_TEXT, **MROPE, "vision_config": VISION_2, "torch_dtype": "bfloat16"},
+    "qwen2_5_vl": {**QWEN_TEXT, **MROPE, "vision_config": VISION_2_5, "tie_word_embeddings": False},
+}
+
+
+@pytest.mark.parametrize("family", HUB_CONFIGS)
+def test_published_configurations_are_read_as_stock_reads_them(family, tiny_model, tmp_path):
+    stock_class = type(tiny_model(family).model.config)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": family, **HUB_CONFIGS[family]}))
+    stock = stock_class.from_pretrained(tmp_path).to_dict()
+    ours = infer_class(tiny_model(family).model).config_class.from_pretrained(tmp_path).to_dict()
+    assert ours.pop("model_type") == f"{stock.pop('model_type')}_visual_decoder"
+    assert ours.pop("visual_compression") is None and ours.pop("visual_decoder_trained") is False
+    assert ours == stock
