@@ -4,6 +4,7 @@ The prompt is rewritten before the language model sees it (``prompt_plan``); eve
 of transformers, so caches, beams, streaming, assisted decoding and training work as they do without compression.
 """
 
+import copy
 import functools
 import inspect
 from dataclasses import dataclass
@@ -14,12 +15,7 @@ import torch
 from .compression_report import CompressionReport, compress_image_output, repeat_rows
 from .families import family_of
 from .prompt_plan import PromptPlan, plan_prompt, shifted_index
-from .prompt_session import (
-    CACHE_ATTRIBUTE,
-    PromptRestoringStreamer,
-    PromptSession,
-    restore_prompt,
-)
+from .prompt_session import PromptRestoringStreamer, PromptSession, restore_prompt, session_of
 from .visual_compression import CompressionConfig
 from .visual_decoder import VisualDecoder
 
@@ -98,9 +94,10 @@ class VisualCompressionMixin:
         kwargs.update(zip(inspect.signature(stock).parameters, args, strict=False))
         if kwargs.get("input_ids") is None and kwargs.get("inputs") is not None:
             kwargs["input_ids"] = kwargs.pop("inputs")
-        session = getattr(kwargs.get("past_key_values"), CACHE_ATTRIBUTE, None)
+        session = session_of(kwargs.get("past_key_values"))
         if session is not None:
             return self._generate_next_turn(stock, session, kwargs)
+        self.__dict__["_last_compression"] = None
         active = self._active_compression(kwargs, compression)
         if active is None:
             return stock(**kwargs)
@@ -146,8 +143,8 @@ class VisualCompressionMixin:
             )
         if kwargs.get("input_ids") is None:
             raise ValueError("past_key_values holds a compressed prompt: continue it with input_ids")
-        original_ids, attention_mask = kwargs["input_ids"], kwargs.get("attention_mask")
-        rewritten, whole = session.next_turn(original_ids, attention_mask)
+        original_ids, past_length = kwargs["input_ids"], int(kwargs["past_key_values"].get_seq_length())
+        rewritten, whole = session.next_turn(original_ids, kwargs.get("attention_mask"), past_length)
         kwargs = {**kwargs, **rewritten}
         for name in ("mm_token_type_ids", "image_grid_thw", "image_sizes"):
             kwargs.pop(name, None)
@@ -179,7 +176,12 @@ class VisualCompressionMixin:
         for name, newer in (("max_length", "max_new_tokens"), ("min_length", "min_new_tokens")):
             sources = (kwargs.get(name), getattr(given, name, None), getattr(self.generation_config, name, None))
             limit = next((value for value in sources if value is not None), None)
-            if limit and removed and getattr(settings, newer) is None:
+            if not limit or not removed or getattr(settings, newer) is not None:
+                continue
+            if given is not None and kwargs.get(name) is None:
+                kwargs["generation_config"] = given = copy.deepcopy(given)
+                setattr(given, name, max(limit - removed, 0))
+            else:
                 kwargs[name] = max(limit - removed, 0)
 
     def _check_chunked_prefill(self, settings: Any, config: CompressionConfig) -> None:
@@ -251,8 +253,8 @@ class VisualCompressionMixin:
         active = self._active_compression(kwargs, compression)
         if active is not None:
             return self._compressed_forward_inputs(dict(kwargs), *active)
-        session = getattr(cache, CACHE_ATTRIBUTE, None)
-        if session is not None and input_ids is not None and kwargs.get("position_ids") is None:
+        session = session_of(cache) if kwargs.get("position_ids") is None else None
+        if session is not None and input_ids is not None:
             step = session.next_forward(input_ids, kwargs.get("attention_mask"), int(cache.get_seq_length()))
             return {**kwargs, **step}, None
         return kwargs, None
@@ -267,7 +269,7 @@ class VisualCompressionMixin:
         if attention_mask is None:
             attention_mask = torch.ones_like(original_ids)
         output, report, plan = self._compress_images(kwargs, attention_mask, "suffix", config, decoder)
-        encoded = {"image": output}
+        encoded = {**(kwargs.get("mm_encoder_outputs") or {}), "image": output}
         if kwargs.get("pixel_values_videos") is not None:
             # Stock forward refuses pixels of one modality beside encoded features of the other.
             videos, grid = kwargs.pop("pixel_values_videos"), kwargs.pop("video_grid_thw", None)
@@ -301,7 +303,8 @@ class VisualCompressionMixin:
         override: CompressionOverride | None = self.__dict__.get(OVERRIDE_ATTRIBUTE)
         default = override.config if override else getattr(self, "compression_config", None)
         config = CompressionConfig.from_any(default if compression is None else compression)
-        if kwargs.get("pixel_values") is None or kwargs.get("mm_encoder_outputs") is not None:
+        encoded = (kwargs.get("mm_encoder_outputs") or {}).get("image")
+        if kwargs.get("pixel_values") is None or encoded is not None:
             return None  # no images, or encoded (and, within generate, compressed) already
         self.__dict__["_last_compression"] = None
         if config.method == "none":
@@ -347,6 +350,7 @@ class VisualCompressionMixin:
         plan = plan_prompt(
             kwargs["input_ids"], attention_mask, image_token_id, report.plan.anchor, report.visual_tokens, layout
         )
+        report.prompt_plan = plan
         return output, report, plan
 
     def _shortened(self, plan: PromptPlan, kwargs: dict[str, Any], pad_token_id: int) -> dict[str, torch.Tensor]:

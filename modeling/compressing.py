@@ -10,7 +10,7 @@ from torch import nn
 
 from .compressed_model import OVERRIDE_ATTRIBUTE, CompressionOverride, VisualCompressionMixin
 from .families import family_of
-from .visual_compression import CompressionConfig
+from .visual_compression import PAPER_PREFIX, CompressionConfig
 from .visual_decoder import VisualDecoder
 
 STATE_ATTRIBUTES = (OVERRIDE_ATTRIBUTE, "_last_compression", "_old_forward")
@@ -37,7 +37,8 @@ def compressing(
 
     Args:
         model: a supported ``...ForConditionalGeneration`` model, possibly wrapped by PEFT.
-        method: ``none``, ``rle``, ``rle_drop_top1``, ``rle_drop_top2`` or ``paper:<method>``.
+        method: ``none``, ``rle``, ``rle_drop_top1``, ``rle_drop_top2``, or ``paper:<method>``, which brings its own
+            options.
         decoder: reads the features; None reads with the model's own visual decoder if it has one, else with its
             output matrix.
         pooling: see ``CompressionConfig``.
@@ -55,8 +56,9 @@ def compressing(
     """
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     family_of(inner)
-    if config is None:
-        config = _config(method, pooling, position_policy, wrap_rows)
+    if config is None and isinstance(method, str) and not method.startswith(PAPER_PREFIX):
+        config = CompressionConfig(method, pooling, position_policy, wrap_rows)
+    config = CompressionConfig.from_any(method if config is None else config)
     override = CompressionOverride(config, _usable_decoder(inner, decoder, tokenizer, config))
 
     stock_class, saved = type(inner), {name: inner.__dict__.get(name) for name in STATE_ATTRIBUTES}
@@ -81,13 +83,6 @@ def compressing_class(stock_class: type) -> type:
     """Return the compressing subclass of a stock class, under the same name so that pipelines accept it."""
     namespace = {name: getattr(stock_class, name) for name in ("__module__", "__qualname__", "__doc__")}
     return type(stock_class.__name__, (VisualCompressionMixin, stock_class), namespace)
-
-
-def _config(method: str, pooling: str, position_policy: str, wrap_rows: bool) -> CompressionConfig:
-    config = CompressionConfig.from_any(method)
-    if isinstance(method, str) and method in (config.method,):
-        return CompressionConfig(method=method, pooling=pooling, position_policy=position_policy, wrap_rows=wrap_rows)
-    return config  # a preset such as "paper:rle" brings its own options
 
 
 def _usable_decoder(

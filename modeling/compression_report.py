@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from .families import family_of, flatten_features
+from .prompt_plan import PromptPlan
 from .visual_compression import CompressionConfig, RunLengthPlan, merge_features, run_length_plan
 from .visual_decoder import VisualDecoder
 
@@ -49,6 +50,8 @@ class CompressionReport:
         image_index: (n_blocks,) long on the CPU, image of every block, counted over the batch.
         row_index: (n_blocks,) long on the CPU, batch row of every block.
         plan: the plan of the whole batch.
+        prompt_plan: how the prompt was shortened; its ``order`` maps columns of scores, attentions and hidden states
+            back to the original prompt.
     """
 
     config: CompressionConfig
@@ -57,6 +60,7 @@ class CompressionReport:
     image_index: torch.Tensor
     row_index: torch.Tensor
     plan: RunLengthPlan
+    prompt_plan: PromptPlan | None = None
 
     @property
     def visual_tokens(self) -> int:

@@ -76,12 +76,15 @@ class PromptSession:
         tail = self.position_ids[..., -1:] + tail_mask.cumsum(-1)
         return torch.cat([self.attention_mask, tail_mask], -1), torch.cat([self.position_ids, tail], -1)
 
-    def next_turn(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> tuple[dict[str, Any], bool]:
+    def next_turn(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, past_length: int
+    ) -> tuple[dict[str, Any], bool]:
         """Translate the inputs of a later ``generate`` call on the same cache.
 
         Args:
             input_ids: (B, T) the whole conversation so far, or only its new tokens.
             attention_mask: (B, T') of the whole conversation in original coordinates; needed with new tokens only.
+            past_length: tokens in the cache.
 
         Returns:
             New ``input_ids``, ``attention_mask`` and ``position_ids``, and whether `input_ids` was the whole
@@ -96,6 +99,11 @@ class PromptSession:
                 f"this cache holds {self.original_ids.shape[0]} rows"
                 f"{'' if self.reusable else ' reordered by beam search'} but input_ids has {input_ids.shape[0]}; "
                 "continue a compressed prompt with the same rows, from greedy search or sampling, or start a new cache"
+            )
+        if past_length < self.ids.shape[1]:
+            raise ValueError(
+                f"the cache was cropped to {past_length} tokens, into its compressed prompt of {self.ids.shape[1]}; "
+                "start a new cache"
             )
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
@@ -142,6 +150,12 @@ class PromptSession:
 
     def _is_prefix_of(self, input_ids: torch.Tensor) -> bool:
         return torch.equal(input_ids[:, : self.original_ids.shape[1]], self.original_ids)
+
+
+def session_of(cache: Any) -> PromptSession | None:
+    """Return the session of a cache that holds a compressed prompt, None for any other or an emptied one."""
+    session = getattr(cache, CACHE_ATTRIBUTE, None)
+    return session if session is not None and int(cache.get_seq_length()) > 0 else None
 
 
 def restore_prompt(output: Any, prompt: torch.Tensor, compressed_length: int) -> Any:

@@ -340,11 +340,11 @@ def _anchor_offset(length: torch.Tensor, in_block: torch.Tensor, config: Compres
         return torch.zeros_like(length)
     if config.pooling == "mean":
         return (length - 1).clamp(min=0) // 2
-    return (_uniform_hash(in_block, config.seed) * length).long().clamp(max=(length - 1).clamp(min=0))
+    return (_hash32(in_block, config.seed) * length) >> 32  # a uniform integer in 0..length-1
 
 
-def _uniform_hash(index: torch.Tensor, seed: int) -> torch.Tensor:
-    """Map indices to reproducible float64 values in [0, 1), the same on every device and in every batch.
+def _hash32(index: torch.Tensor, seed: int) -> torch.Tensor:
+    """Map indices to reproducible long values in 0..2^32-1, the same on every device and in every batch.
 
     A counter-based generator (xor-shift-multiply integer hash), because a stateful one would make a row's result
     depend on the rows before it.
@@ -353,4 +353,4 @@ def _uniform_hash(index: torch.Tensor, seed: int) -> torch.Tensor:
     x = (index + (seed * 0x9E3779B1 + 0x7F4A7C15) % (mask + 1)) & mask
     for _ in range(2):
         x = ((x ^ (x >> 16)) * 0x45D9F3B) & mask
-    return (x ^ (x >> 16)).double() / (mask + 1)
+    return x ^ (x >> 16)
