@@ -159,14 +159,21 @@ def test_offload_while_loading_a_stock_checkpoint(stock_folder, tmp_path):
         )
 
 
-def test_an_offloaded_decoder_reads(tiny_model, our_model, tmp_path):
-    our_model("llava").save_pretrained(tmp_path)
-    offloaded = LlavaWithVisualDecoder.from_pretrained(
-        tmp_path, device_map={"model": "cpu", "lm_head": "cpu", "visual_decoder": "disk"}, offload_folder=str(tmp_path)
-    )
+@pytest.mark.parametrize("old_layout", [False, True])
+@pytest.mark.parametrize("family", ["llava", "qwen2_vl"])
+def test_a_decoder_on_disk_reads(family, old_layout, tiny_model, our_model, tmp_path):
+    """Also beside Qwen2-VL's old keys, whose renaming ``visual`` -> ``model.visual`` must not catch the decoder."""
+    ours = copy.deepcopy(our_model(family))
+    torch.nn.init.normal_(ours.visual_decoder.weight)
+    ours.save_pretrained(tmp_path, save_original_format=old_layout)
+    device_map = {"model": "cpu", "lm_head": "cpu", "visual_decoder": "disk"}
+    offloaded = type(ours).from_pretrained(tmp_path, device_map=device_map, offload_folder=str(tmp_path / "disk"))
     assert offloaded.visual_decoder.weight.is_meta
-    options = {**tiny_model("llava").inputs(["tit"]), "max_new_tokens": 3, "compression": "rle_drop_top1"}
-    assert torch.equal(offloaded.generate(**options), our_model("llava").generate(**options))
+    options = {**tiny_model(family).inputs(["tit"]), "max_new_tokens": 3, "compression": "rle_drop_top1"}
+    assert torch.equal(offloaded.generate(**options), ours.generate(**options))
+    again, info = type(ours).from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    assert torch.equal(again.visual_decoder.weight, ours.visual_decoder.weight)
 
 
 def test_an_adapter_folder_loads_over_its_base(tiny_model, our_model, tmp_path):

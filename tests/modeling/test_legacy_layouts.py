@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from dualstream.modeling import infer_class
 
-FAMILIES = ("llava", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl")
+FAMILIES = ("llava", "llava_phi", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl")
 DECODER_KEYS = {"visual_decoder.weight", "visual_decoder.meaningless", "visual_decoder.text_class"}
 
 # Prefixes of today's keys -> prefixes in the files on the Hub; first match wins.
@@ -24,6 +24,7 @@ LLAVA_LAYOUT = {
 QWEN2_LAYOUT = {"model.language_model.": "model.", "model.visual.": "visual."}
 HUB_LAYOUTS = {
     "llava": LLAVA_LAYOUT,  # llava-hf/llava-1.5-7b-hf
+    "llava_phi": LLAVA_LAYOUT,
     "qwen2_vl": QWEN2_LAYOUT,  # Qwen/Qwen2-VL-7B-Instruct
     "qwen2_5_vl": QWEN2_LAYOUT,  # Qwen/Qwen2.5-VL-7B-Instruct
     "qwen3_vl": {},  # Qwen/Qwen3-VL-4B-Instruct: today's keys
