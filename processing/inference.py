@@ -62,14 +62,11 @@ def build_inputs(processor: ProcessorMixin, images: list[Image], questions: list
         raise ValueError(f"question must not be empty (row {empty[0]}): write what you want to know of the image.")
     if getattr(processor, "chat_template", None) is None:
         raise ValueError("processor has no chat template: use an instruction-tuned checkpoint, or set one.")
-    texts = [
-        processor.apply_chat_template(
-            [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}],
-            tokenize=False,
-            add_generation_prompt=True,
-        )
+    conversations: list[Any] = [
+        [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}]
         for question in questions
     ]
+    texts = processor.apply_chat_template(conversations, tokenize=False, add_generation_prompt=True)
     return processor(
         text=texts, images=[[image] for image in images], return_tensors="pt", padding=True, padding_side="left"
     )
