@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import struct
 import warnings
@@ -56,10 +57,11 @@ def load_image(
     if max_aspect < 1:
         raise ValueError(f"max_aspect must be at least 1, got {max_aspect}.")
     if isinstance(source, Image.Image):
-        return _pad_to_aspect(_decoded(source, "the given PIL image", background), max_aspect, background)
+        name = "the given PIL image"
+        return _pad_to_aspect(_decoded(source, name, background), name, max_aspect, background)
     stream, name = _open_stream(source)
     try:
-        return _pad_to_aspect(_decoded(stream, name, background), max_aspect, background)
+        return _pad_to_aspect(_decoded(stream, name, background), name, max_aspect, background)
     finally:
         if isinstance(source, (str, os.PathLike)):
             stream.close()
@@ -125,9 +127,10 @@ def _to_8_bits(values: np.ndarray) -> np.ndarray:
     carries no stated white and is stretched from its smallest to its largest value.
     """
     if values.dtype.kind in "iu":
-        deep = np.clip(values.astype(np.int64), 0, None)
-        step = 257 if deep.max() <= 0xFFFF else 257 * 65537  # 0xFFFF / 255 and 0xFFFFFFFF / 255
-        return ((deep + step // 2) // step).clip(0, 255).astype(np.uint8)
+        deep = np.clip(values, 0, None)
+        if deep.max() <= 0xFFFF:
+            return ((np.arange(0x10000) + 128) // 257).astype(np.uint8)[deep]  # 0xFFFF / 257 = 255
+        return (deep >> 24).astype(np.uint8)
     finite = np.nan_to_num(values.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
     low, high = float(finite.min()), float(finite.max())
     if low >= 0 and high <= 1:
@@ -139,12 +142,17 @@ def _to_8_bits(values: np.ndarray) -> np.ndarray:
     return np.rint(scaled).astype(np.uint8)
 
 
-def _pad_to_aspect(image: Image.Image, max_aspect: float, background: tuple[int, int, int]) -> Image.Image:
+def _pad_to_aspect(image: Image.Image, name: str, max_aspect: float, background: tuple[int, int, int]) -> Image.Image:
     """Pad the short side at the right or bottom until long / short <= `max_aspect`."""
     shortest = -(-max(image.size) // max_aspect)  # rounded up
     width, height = (max(side, int(shortest)) for side in image.size)
     if (width, height) == image.size:
         return image
+    if width * height > 2 * (Image.MAX_IMAGE_PIXELS or math.inf):  # Pillow's own limit for opening a file
+        raise ValueError(
+            f"{name} ({image.width}x{image.height} pixels) is too long and thin: padded to {max_aspect:g}:1 it would "
+            "exhaust memory; cut it into pieces."
+        )
     canvas = Image.new("RGB", (width, height), background)
     canvas.paste(image, (0, 0))
     return canvas

@@ -60,6 +60,8 @@ def plan_of_image(
         plan, options = compression.plan, compression.config.to_dict()
     else:
         plan, options = _new_plan(compression, ids, grids, tokenizer)
+    if options is not None and options["method"] == "none":
+        return None, None, None
     run, anchor = np.asarray(_on_cpu(plan.run)), np.asarray(_on_cpu(plan.anchor))
     if len(run) == total != len(ids):
         run = run[cells]

@@ -72,6 +72,7 @@ def test_the_worked_example_of_the_specification_under_compression() -> None:
     wrapped = example({"method": "rle", "wrap_rows": True})
     assert [(run.word, run.length) for run in wrapped.runs] == [("sky", 2), (",", 1), ("dog", 3), (",", 1), (".", 1)]
     assert (wrapped.kept, wrapped.reduction_rate) == (5, 1 - 5 / 8)
+    assert example("none").run is None and example("none").kept == 8
     dropping = example({"method": "rle_drop_top1", "wrap_rows": True})
     assert (dropping.kept, dropping.reduction_rate) == (2, 0.75)
     assert [run.kept for run in dropping.runs] == [True, False, True, False, False]
