@@ -328,10 +328,8 @@ class TokenMap:
 
 
 def _array(values: Any) -> np.ndarray:
-    """A tensor or array as a NumPy array."""
-    return values.detach().cpu().float().numpy() if _is_float_tensor(values) else np.asarray(values)
-
-
-def _is_float_tensor(values: Any) -> bool:
-    """Whether values is a floating-point tensor, which may be of a type NumPy lacks (bfloat16)."""
-    return hasattr(values, "is_floating_point") and values.is_floating_point()
+    """A tensor on any device, or an array, as a NumPy array; NumPy has no bfloat16."""
+    if hasattr(values, "detach"):
+        values = values.detach().cpu()
+        values = values.float() if values.is_floating_point() else values
+    return np.asarray(values)
