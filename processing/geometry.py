@@ -36,7 +36,7 @@ def token_geometry(processor: Any, image_size: tuple[int, int], **processor_kwar
         blocks = _qwen_blocks(settings, width, height)
     elif settings.get("crop_to_patches") is not None:
         blocks = _internvl_blocks(settings, width, height)
-    elif getattr(processor, "patch_size", None) is not None:
+    elif getattr(processor, "patch_size", None) is not None and settings.get("image_grid_pinpoints") is None:
         blocks = _llava_blocks(settings, width, height)
     else:
         raise ValueError(

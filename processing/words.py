@@ -17,6 +17,7 @@ import numpy as np
 BLANK = "␣"
 EMPTY = "∅"
 _BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+_BYTES_ONLY = re.compile(r"(\\x[0-9a-f]{2})+")
 _ESCAPES = {"\n": r"\n", "\r": r"\r", "\t": r"\t"}
 
 
@@ -67,8 +68,8 @@ def visible(piece: str) -> str:
 
 
 def has_meaning(piece: str) -> bool:
-    """Whether a piece holds anything but punctuation, symbols, blanks and control characters."""
-    return any(unicodedata.category(letter)[0] not in "PSZC" for letter in piece)
+    """Whether a piece holds anything but punctuation, symbols, blanks, control characters and parts of characters."""
+    return not _BYTES_ONLY.fullmatch(piece) and any(unicodedata.category(letter)[0] not in "PSZC" for letter in piece)
 
 
 def _visible_letter(letter: str) -> str:

@@ -149,6 +149,10 @@ def test_unknown_processors_and_sizes_are_refused(make_processor) -> None:
         token_geometry(object(), (10, 10))
     with pytest.raises(ValueError, match="image_size"):
         token_geometry(make_processor("llava"), (0, 10))
+    next_processor = make_processor("llava")
+    next_processor.image_processor.image_grid_pinpoints = [[64, 128]]  # LLaVA-NeXT cuts tiles of its own
+    with pytest.raises(ValueError, match="supported family"):
+        token_geometry(next_processor, (10, 10))
     processor = make_processor("internvl", image_seq_length=15)
     with pytest.raises(ValueError, match="image_seq_length"):
         token_geometry(processor, (10, 10))
