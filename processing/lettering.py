@@ -18,6 +18,12 @@ PALETTE: tuple[Colour, ...] = (
     (119, 170, 221), (238, 136, 102), (170, 170, 0), (153, 221, 255), (255, 170, 187), (68, 187, 153), (187, 204, 51),
 )  # fmt: skip
 NEUTRAL: Colour = (150, 150, 150)
+# Words that name a colour are shown in it, in shades that stay apart for colour-blind readers.
+NAMED: dict[str, Colour] = {
+    "red": (200, 40, 40), "orange": (230, 159, 0), "yellow": (240, 228, 66), "green": (0, 158, 115),
+    "cyan": (86, 180, 233), "blue": (0, 114, 178), "purple": (140, 90, 170), "pink": (255, 170, 187),
+    "brown": (140, 96, 60), "black": (35, 35, 35), "white": (245, 245, 245), "gray": NEUTRAL, "grey": NEUTRAL,
+}  # fmt: skip
 
 # Searched in the system's font folders for letters that the bundled font lacks; none of them is needed.
 _SYSTEM_FONTS = (
@@ -28,8 +34,11 @@ _PLAIN_SIGNS = {"␣": "_", "∅": "-", "−": "-", "–": "-", "→": "->", "×
 
 
 def colours_of(words: Sequence[str]) -> dict[str, Colour]:
-    """Give every word a colour: the palette in the order of `words`, then `NEUTRAL` for all further ones."""
-    return {word: PALETTE[place] if place < len(PALETTE) else NEUTRAL for place, word in enumerate(words)}
+    """Give every word a colour: its own if it names one, else the palette in the order of `words`, then `NEUTRAL`."""
+    colours = {word: NAMED[word.casefold()] for word in words if word.casefold() in NAMED}
+    free = [colour for colour in PALETTE if colour not in colours.values()]
+    others = [word for word in words if word not in colours]
+    return colours | {word: free[place] if place < len(free) else NEUTRAL for place, word in enumerate(others)}
 
 
 class Lettering:

@@ -44,11 +44,16 @@ def render_text(token_map: TokenMap, max_word: int = 12) -> str:
                 "  ".join(word + " " * (widths[col] - _width(word)) for col, word in enumerate(line)).rstrip()
             )
         first += rows * cols
-    return "\n".join([*lines, "", summary(token_map)])
+    return "\n".join([*lines, "", summary(token_map, (f" {MERGED}", f" {DROPPED}"))])
 
 
-def summary(token_map: TokenMap) -> str:
-    """One line: how many tokens, and what compression leaves of them."""
+def summary(token_map: TokenMap, marks: tuple[str, str] = ("", "")) -> str:
+    """One line: how many tokens, and what compression leaves of them.
+
+    Args:
+        token_map: the map.
+        marks: explained signs, put behind the numbers of merged and of dropped tokens.
+    """
     total = len(token_map)
     if token_map.anchor is None:
         return f"{total} visual tokens, {len(token_map.runs)} runs"
@@ -57,7 +62,7 @@ def summary(token_map: TokenMap) -> str:
     merged = total - dropped - token_map.kept
     return (
         f"{total} visual tokens -> {token_map.kept} kept ({method}: {100 * token_map.reduction_rate:.1f} % fewer; "
-        f"{merged} merged {MERGED}, {dropped} dropped {DROPPED})"
+        f"{merged} merged{marks[0]}, {dropped} dropped{marks[1]})"
     )
 
 

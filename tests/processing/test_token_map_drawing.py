@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dualstream.processing.lettering import NEUTRAL, PALETTE, Lettering, colours_of
+from dualstream.processing.lettering import NAMED, NEUTRAL, PALETTE, Lettering, colours_of
 from dualstream.processing.token_boxes import Block, TokenGeometry
 from dualstream.processing.token_map import TokenMap
 from dualstream.processing.token_map_image import CELL_WIDTH, MARGIN, run_parts, word_colours
@@ -108,6 +108,10 @@ def test_the_palette_is_distinct_and_falls_back() -> None:
     colours = colours_of(words)
     assert [colours[word] for word in words[: len(PALETTE)]] == list(PALETTE)
     assert colours["word39"] == NEUTRAL
+    named = colours_of(["dog", "Blue", "sky", *words])
+    assert named["Blue"] == NAMED["blue"] in PALETTE
+    assert list(named.values()).count(NAMED["blue"]) == 1
+    assert (named["dog"], named["sky"]) == PALETTE[:2]
 
 
 class Page(HTMLParser):

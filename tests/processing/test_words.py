@@ -68,7 +68,10 @@ def test_visible_text_is_never_empty_nor_breaks_a_line(piece: str) -> None:
     assert shown and shown.isprintable()
 
 
-@pytest.mark.parametrize(("piece", "meant"), [(" dog", True), (" 7", True), (",", False), (" ", False), ("", False),
-                                              ("\n", False), (r"\xe4\xbd", False), ("°$", False), ("a.", True)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("piece", "meant"),
+    [(" dog", True), (" 7", True), (",", False), (" ", False), ("", False), ("\n", False), (r"\xe4\xbd", False),
+     ("°$", False), ("a.", True)],
+)  # fmt: skip
 def test_meaning_is_more_than_punctuation(piece: str, meant: bool) -> None:
     assert has_meaning(piece) is meant
