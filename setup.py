@@ -56,7 +56,7 @@ setup(
     package_data={
         "dualstream": ["py.typed"],
         "dualstream.modeling": ["checkpoints/**/*"],
-        "dualstream.train": ["**/*.yaml"],
+        "dualstream.train": ["**/*.yaml", "**/*.md"],
         "dualstream.processing": ["templates/*"],
         "dualstream.analysis": ["templates/*"],
     },

@@ -1,0 +1,178 @@
+"""Scenes as a `datasets.Dataset`, and as resumable parquet shards on disk."""
+
+import hashlib
+import io
+import json
+import math
+import os
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import ClassLabel, Dataset, Features, Image, List, Value
+from PIL import Image as PILImage
+from tqdm import tqdm
+
+from .questions import KINDS, caption, questions
+from .render import rasterize
+from .scene import COLORS, SHAPES, SPLIT_SEEDS, TEXTURES, make_scene
+
+#: Columns. `box`: left, top, right, bottom in pixels, right and bottom exclusive. `mask`: run lengths of the flattened
+#: (row by row) visible-pixel mask, alternately pixels outside and inside, starting outside; see `decode_mask`.
+FEATURES = Features(
+    {
+        "image": Image(),
+        "seed": Value("int64"),
+        "width": Value("int32"),
+        "height": Value("int32"),
+        "caption": Value("string"),
+        "objects": List(
+            {
+                "shape": ClassLabel(names=list(SHAPES)),
+                "color": ClassLabel(names=list(COLORS)),
+                "texture": ClassLabel(names=list(TEXTURES)),
+                "box": List(Value("int32"), length=4),
+                "mask": List(Value("int32")),
+            }
+        ),
+        "questions": List(
+            {
+                "kind": ClassLabel(names=list(KINDS)),
+                "form": Value("string"),
+                "question": Value("string"),
+                "answer": Value("string"),
+                "objects": List(Value("int32")),
+            }
+        ),
+    }
+)
+
+
+def encode_mask(mask: np.ndarray) -> list[int]:
+    """Run lengths of a bool mask (H, W), row by row, outside first; their sum is H·W."""
+    flat = np.concatenate([[False], mask.reshape(-1), [not mask.reshape(-1)[-1]]])
+    borders = np.flatnonzero(flat[1:] != flat[:-1])
+    return np.diff(np.concatenate([[0], borders])).tolist()
+
+
+def decode_mask(runs: list[int], width: int, height: int) -> np.ndarray:
+    """The bool mask (H, W) of :func:`encode_mask`.
+
+    Raises:
+        ValueError: If the run lengths do not add up to width·height.
+    """
+    if sum(runs) != width * height:
+        raise ValueError(
+            f"runs add up to {sum(runs)} pixels; the mask of a {width} x {height} image has {width * height}."
+        )
+    return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(height, width)
+
+
+def scene_row(seed: int, size: int = 96, aspect: float = 1.0) -> dict[str, Any]:
+    """The dataset row of a seed; one question of every kind the scene admits."""
+    scene = make_scene(seed, aspect)
+    raster = rasterize(scene, size)
+    png = io.BytesIO()
+    PILImage.fromarray(raster.image).save(png, "png", compress_level=1)
+    return {
+        "image": {"bytes": png.getvalue(), "path": f"{seed}.png"},
+        "seed": seed,
+        "width": raster.image.shape[1],
+        "height": raster.image.shape[0],
+        "caption": caption(scene),
+        "objects": [
+            {
+                "shape": item.shape,
+                "color": item.color,
+                "texture": item.texture,
+                "box": box.tolist(),
+                "mask": encode_mask(mask),
+            }
+            for item, box, mask in zip(scene.objects, raster.boxes, raster.masks, strict=True)
+        ],
+        "questions": [
+            {"kind": q.kind, "form": q.form, "question": q.text, "answer": q.answer, "objects": list(q.objects)}
+            for q in questions(scene, random.Random(f"questions-{seed}"))
+        ],
+    }
+
+
+def split_seeds(split: str, n: int, start: int = 0) -> range:
+    """The seeds of scenes `start` to `start + n` of a split.
+
+    Raises:
+        ValueError: If the split is unknown or too short.
+    """
+    if split not in SPLIT_SEEDS:
+        raise ValueError(f"split is {split!r}; accepted are {', '.join(SPLIT_SEEDS)}.")
+    if not 0 <= start <= start + n <= len(SPLIT_SEEDS[split]):
+        raise ValueError(
+            f"scenes {start} to {start + n} were asked of split {split!r}, which has {len(SPLIT_SEEDS[split])}."
+        )
+    return SPLIT_SEEDS[split][start : start + n]
+
+
+def build_scenes(split: str, n: int, *, start: int = 0, size: int = 96, aspect: float = 1.0) -> Dataset:
+    """Scenes `start` to `start + n` of a split as a typed dataset in memory.
+
+    Args:
+        split: "train", "validation" or "test"; their seeds are disjoint.
+        n: Number of scenes.
+        start: First scene within the split.
+        size: Shorter side in pixels.
+        aspect: Width divided by height.
+    """
+    rows = [scene_row(seed, size, aspect) for seed in split_seeds(split, n, start)]
+    return Dataset.from_list(rows, features=FEATURES)
+
+
+def stream_scenes(split: str, n: int, *, size: int = 96, aspect: float = 1.0) -> Iterator[dict[str, Any]]:
+    """The rows of :func:`build_scenes` one by one, nothing kept."""
+    for seed in split_seeds(split, n):
+        yield scene_row(seed, size, aspect)
+
+
+def write_scenes(
+    out: Path, split: str, n: int, *, size: int = 96, aspect: float = 1.0, shard_rows: int = 1000
+) -> dict[str, Any]:
+    """Write a split as parquet shards `OUT/data/<split>-XXXXX-of-XXXXX.parquet` and its part of `OUT/manifest.json`.
+
+    Every shard is written atomically. A shard that the manifest lists under the same settings is not made again, so a
+    killed run continues where it stopped.
+
+    Returns:
+        The manifest's entry of the split.
+    """
+    split_seeds(split, n)
+    settings = {"n": n, "size": size, "aspect": aspect, "shard_rows": shard_rows}
+    manifest_path = out / "manifest.json"
+    manifest = json.loads(manifest_path.read_text(encoding="utf-8")) if manifest_path.exists() else {}
+    entry = manifest.get(split, {})
+    if {key: entry.get(key) for key in settings} != settings:
+        entry = {**settings, "first_seed": SPLIT_SEEDS[split][0], "shards": {}}
+    manifest[split] = entry
+    (out / "data").mkdir(parents=True, exist_ok=True)
+    count = math.ceil(n / shard_rows)
+    progress = tqdm(total=n, desc=f"scenes {split}", unit="image")
+    for index in range(count):
+        name = f"{split}-{index:05d}-of-{count:05d}.parquet"
+        target, start = out / "data" / name, index * shard_rows
+        rows = min(shard_rows, n - start)
+        if not (name in entry["shards"] and target.exists()):
+            partial = target.with_suffix(".partial")
+            build_scenes(split, rows, start=start, size=size, aspect=aspect).to_parquet(partial)
+            digest = hashlib.sha256(partial.read_bytes()).hexdigest()
+            os.replace(partial, target)
+            entry["shards"][name] = {"rows": rows, "sha256": digest}
+            _write_json(manifest_path, manifest)
+        progress.update(rows)
+    progress.close()
+    return entry
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(value, indent=2), encoding="utf-8")
+    os.replace(partial, path)

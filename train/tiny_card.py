@@ -1,0 +1,208 @@
+"""Measure a tiny checkpoint on held-out scenes and write its model card.
+
+    python -m dualstream.train.tiny_card --checkpoint FOLDER --config RECIPE --run RUN
+
+`evaluation.json` (figures and manifest) and `README.md` (the card) are written into the checkpoint folder. Answers
+come from `generate()` on the real processor's chat template; every figure carries n, a 95 % interval and its control.
+"""
+
+import argparse
+import itertools
+import json
+import time
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from PIL import Image
+from tqdm import tqdm
+
+from dualstream.data_builders.scenes import COLORS, SHAPES, SPLIT_SEEDS, TEXTURES, make_scene, rasterize
+from dualstream.eval.manifest import make_manifest, write_json
+from dualstream.eval.scene_questions import CONTROL, FULL, answer_items, draw_items, summarize
+from dualstream.eval.statistics import Estimate, bootstrap_mean
+from dualstream.modeling import load_model, read_visual_tokens
+
+from .tiny import TinyTrainConfig, load_config
+from .tiny_data import IGNORE, label_cells
+from .tiny_models import TOKEN_PIXELS
+
+CELL_SCENES = 500
+OUTPUT, CONNECTOR = "language model output", "connector output"
+FIRST_SCENE = 1_000_000  # cells are read on other test scenes than questions are drawn from, by and large
+
+
+def measure_cells(model: Any, processor: Any, scenes: int = CELL_SCENES, split: str = "test") -> dict[str, Any]:
+    """How often an object's cell reads as a word of that object (shape, colour or texture).
+
+    The control compares the same readings with the objects of the next scene's cells, in random order.
+
+    Returns:
+        Place ("connector output", "language model output") -> {"readable", "control"} as plain estimates over scenes.
+    """
+    side = int(processor.image_processor.crop_size["height"]) if model.config.model_type == "llava" else 96
+    grid = (side // TOKEN_PIXELS, side // TOKEN_PIXELS)
+    seeds = SPLIT_SEEDS[split][FIRST_SCENE : FIRST_SCENE + scenes]
+    rng = np.random.default_rng(0)
+    rates: dict[str, dict[str, list[float]]] = {p: {"readable": [], "control": []} for p in (CONNECTOR, OUTPUT)}
+    for seed in tqdm(seeds, desc="cells", disable=None):
+        scene = make_scene(seed)
+        raster = rasterize(scene, side)
+        cells = label_cells(scene, raster, grid)
+        owners = np.flatnonzero(cells.color != IGNORE)
+        truth = [_words(cells, i) for i in owners]
+        other = make_scene(seed + len(seeds))
+        foreign = label_cells(other, rasterize(other, side), grid)
+        pool = np.flatnonzero(foreign.color != IGNORE)
+        wrong = [_words(foreign, i) for i in rng.choice(pool, len(owners))]
+        for place, ids in _read(model, processor, Image.fromarray(raster.image)).items():
+            said = [processor.tokenizer.decode([int(ids[i])]).strip() for i in owners]
+            rates[place]["readable"].append(np.mean([word in words for word, words in zip(said, truth, strict=True)]))
+            rates[place]["control"].append(np.mean([word in words for word, words in zip(said, wrong, strict=True)]))
+    return {
+        place: {name: bootstrap_mean(np.array(values)).to_dict() for name, values in by_name.items()}
+        for place, by_name in rates.items()
+    }
+
+
+def _words(cells: Any, index: int) -> set[str]:
+    return {SHAPES[cells.word[index]], list(COLORS)[cells.color[index]], TEXTURES[cells.texture[index]]}
+
+
+def _read(model: Any, processor: Any, image: Image.Image) -> dict[str, torch.Tensor]:
+    prompt = processor.apply_chat_template([{"role": "user", "content": [{"type": "image"}]}])
+    inputs = processor(images=[image], text=[prompt], return_tensors="pt")
+    depth = model.config.text_config.num_hidden_layers
+    places = {CONNECTOR: None, OUTPUT: depth}
+    return {place: read_visual_tokens(model, inputs, depth=k).ids[:, 0] for place, k in places.items()}
+
+
+def measure(checkpoint: Path, questions: int, split: str = "test", image_size: int = 224) -> dict[str, Any]:
+    """All figures of a checkpoint."""
+    started = time.time()
+    model, processor = load_model(checkpoint, device="cpu")
+    items = draw_items(questions, split, image_size=image_size)
+    arms = summarize(answer_items(model, processor, items))
+    cells = measure_cells(model, processor, split=split)
+    manifest = make_manifest(
+        0, started, model=checkpoint.name, split=split, questions=questions, image_size=image_size
+    )
+    return {"arms": arms, "cells": cells, "manifest": manifest}
+
+
+def write_card(checkpoint: Path, figures: dict[str, Any], config: TinyTrainConfig, run: dict[str, Any]) -> None:
+    """Write `README.md` from figures, recipe and run facts."""
+    template = Template((Path(__file__).parent / "tiny_card.md").read_text(encoding="utf-8"))
+    llava = config.model.family == "llava"
+    tower = "CLIP ViT (12-pixel patches)" if llava else "Qwen2-VL ViT (6-pixel patches, 2-D RoPE, 2 x 2 merge)"
+    language = "Llama (1-D RoPE)" if llava else "Qwen2 (M-RoPE)"
+    arms = {row["arm"]: row for row in figures["arms"]}
+    text = template.substitute(
+        name=checkpoint.name,
+        recipe=f"train/tiny_{config.model.family}.yaml",
+        model_class="LlavaForConditionalGeneration" if llava else "Qwen2VLForConditionalGeneration",
+        architecture=f"{tower}, {config.model.vision_depth} blocks of width {config.model.vision_width}; "
+        f"{language}, {config.model.depth} blocks of width {config.model.width}",
+        parameters=f"{run['parameters'] / 1e6:.2f}",
+        vision_images=f"{config.vision_steps * config.vision_batch:,}",
+        images=f"{config.steps * config.batch_size:,}",
+        hours=f"{run['hours']:.1f}",
+        notes=run["notes"],
+        compress=f"{100 * config.compress_share:.0f}",
+        compress_from=f"{100 * config.compress_from:.0f}",
+        drop=f"{100 * config.drop_share:.0f}",
+        connector=config.weights["connector"],
+        lens=config.weights["lens"],
+        questions=arms[FULL]["accuracy"]["n"],
+        size=figures["manifest"].get("image_size", 224),
+        accuracy=_accuracy_table(arms),
+        compression=_compression_table(arms),
+        cells=_cell_table(figures["cells"]),
+        metrics=yaml.safe_dump(_model_index(checkpoint.name, arms), sort_keys=False).rstrip(),
+    )
+    (checkpoint / "README.md").write_text(text, encoding="utf-8")
+
+
+def _percent(estimate: dict[str, Any], signed: bool = False) -> str:
+    return Estimate(**estimate).percent(signed=signed)
+
+
+def _accuracy_table(arms: dict[str, Any]) -> str:
+    lines = ["| question | n | accuracy % | control: another picture % |", "| --- | --- | --- | --- |"]
+    for kind, estimate in arms[FULL]["accuracy_by_kind"].items():
+        control = arms[CONTROL]["accuracy_by_kind"][kind]
+        lines.append(f"| {kind} | {estimate['n']} | {_percent(estimate)} | {_percent(control)} |")
+    return "\n".join(lines)
+
+
+def _compression_table(arms: dict[str, Any]) -> str:
+    lines = [
+        "| prompt | accuracy % | difference to full, points | fewer visual tokens % |",
+        "| --- | --- | --- | --- |",
+    ]
+    for name, row in arms.items():
+        if name not in (FULL, CONTROL):
+            difference, reduction = _percent(row["difference_to_full"], signed=True), _percent(row["reduction_rate"])
+            lines.append(f"| `{name}` | {_percent(row['accuracy'])} | {difference} | {reduction} |")
+    lines.insert(2, f"| full | {_percent(arms[FULL]['accuracy'])} | | 0 |")
+    return "\n".join(lines)
+
+
+def _cell_table(cells: dict[str, Any]) -> str:
+    lines = ["| read at | scenes | readable object cells % | control: another scene's objects % |"]
+    lines.append("| --- | --- | --- | --- |")
+    for place, row in cells.items():
+        lines.append(
+            f"| {place} | {row['readable']['n']} | {_percent(row['readable'])} | {_percent(row['control'])} |"
+        )
+    return "\n".join(lines)
+
+
+def _model_index(name: str, arms: dict[str, Any]) -> dict[str, Any]:
+    metrics = [
+        {"type": "accuracy", "name": f"{kind} accuracy", "value": round(100 * estimate["value"], 1)}
+        for kind, estimate in arms[FULL]["accuracy_by_kind"].items()
+    ]
+    dataset = {"type": "synthetic", "name": "dualstream scenes, test split"}
+    task = {"type": "image-text-to-text"}
+    return {"model-index": [{"name": name, "results": [{"task": task, "dataset": dataset, "metrics": metrics}]}]}
+
+
+def run_facts(run: Path, checkpoint: Path, notes: str) -> dict[str, Any]:
+    """Wall-clock hours from the run's log (pauses of more than two minutes left out), and the parameter count."""
+    from safetensors import safe_open
+
+    times = [json.loads(line)["time"] for line in (run / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    seconds = sum(min(b - a, 120) for a, b in itertools.pairwise(times))
+    with safe_open(checkpoint / "model.safetensors", "pt") as file:
+        parameters = sum(int(np.prod(file.get_slice(name).get_shape())) for name in file.keys())  # noqa: SIM118
+    return {"hours": seconds / 3600, "parameters": parameters, "notes": notes}
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(prog="python -m dualstream.train.tiny_card")
+    parser.add_argument("--checkpoint", type=Path, required=True, help="folder to measure; gets the card")
+    parser.add_argument("--config", type=Path, required=True, help="the recipe it was trained with")
+    parser.add_argument("--run", type=Path, required=True, help="its run folder (log.jsonl)")
+    parser.add_argument("--questions", type=int, default=3000)
+    parser.add_argument("--split", choices=("validation", "test"), default="test")
+    parser.add_argument("--notes", default="", help="sentence about the run for the card")
+    parser.add_argument("--reuse", action="store_true", help="write the card from the stored evaluation.json")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    stored = arguments.checkpoint / "evaluation.json"
+    if arguments.reuse:
+        figures = json.loads(stored.read_text(encoding="utf-8"))
+    else:
+        figures = measure(arguments.checkpoint, arguments.questions, arguments.split)
+        write_json(stored, figures)
+    facts = run_facts(arguments.run, arguments.checkpoint, arguments.notes)
+    write_card(arguments.checkpoint, figures, load_config(arguments.config), facts)
+
+
+if __name__ == "__main__":
+    main()

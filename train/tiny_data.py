@@ -1,0 +1,256 @@
+"""Training samples of the tiny models: one picture, several questions packed behind it, and labels for every cell.
+
+Packing. All questions of a picture share its image tokens: ``[image prefix | turn(s) 1 | turn(s) 2 | ...]``. A mask
+keeps every segment blind to the others and its positions continue the prefix, so each is trained exactly as a
+conversation of its own (a test compares the two losses), at a fraction of the cost.
+
+Everything is a pure function of the sample's seed, so an interrupted run continues with the very samples it would have
+seen.
+"""
+
+import random
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import ProcessorMixin
+
+from dualstream.data_builders.scenes import (
+    COLORS,
+    SHAPES,
+    TEXTURES,
+    Question,
+    Raster,
+    Scene,
+    ask,
+    make_scene,
+    rasterize,
+)
+
+from .tiny_models import TOKEN_PIXELS
+
+IGNORE = -100
+OBJECT_COVER = 0.25  # an object names a cell of which it covers at least this part
+EMPTY_COVER = 0.05  # a cell of which objects cover more than this, but less than OBJECT_COVER, gets no label
+CLUTTER_COVER = (0.005, 0.03)  # below: plain background; above: clutter; between: no label
+BACKGROUND_WORD, CLUTTER_WORD = ".", ","
+
+
+@dataclass
+class Cells:
+    """Labels of the h·w cells of a picture in raster order, all (h·w,) int64, `IGNORE` where a cell has none.
+
+    Attributes:
+        word: Index into :func:`cell_words`.
+        color: Index into `COLORS`.
+        texture: Index into `TEXTURES`.
+    """
+
+    word: np.ndarray
+    color: np.ndarray
+    texture: np.ndarray
+
+
+def cell_words() -> list[str]:
+    """The words a cell can be trained to name: every shape (with its leading blank), backdrop, clutter."""
+    return [*(f" {shape}" for shape in SHAPES), BACKGROUND_WORD, CLUTTER_WORD]
+
+
+def label_cells(scene: Scene, raster: Raster, grid: tuple[int, int]) -> Cells:
+    """What every cell of a grid (h, w) shows.
+
+    A cell belongs to the object that covers most of it, from `OBJECT_COVER` on; the best cell of an object always
+    belongs to it, so that small objects are named as well.
+    """
+    cover = np.stack([_cell_mean(mask, grid) for mask in raster.masks])
+    clutter = _cell_mean(raster.clutter, grid)
+    owner, most = cover.argmax(0), cover.max(0)
+    named = most >= OBJECT_COVER
+    best = cover.argmax(1)
+    named[best[owner[best] == np.arange(len(best))]] = True
+    word = np.full(most.shape, IGNORE)
+    word[(most <= EMPTY_COVER) & (clutter <= CLUTTER_COVER[0])] = len(SHAPES)
+    word[(most <= EMPTY_COVER) & (clutter >= CLUTTER_COVER[1])] = len(SHAPES) + 1
+    shapes = np.asarray([SHAPES.index(item.shape) for item in scene.objects])
+    colors = np.asarray([list(COLORS).index(item.color) for item in scene.objects])
+    textures = np.asarray([TEXTURES.index(item.texture) for item in scene.objects])
+    word = np.where(named, shapes[owner], word)
+    return Cells(word, np.where(named, colors[owner], IGNORE), np.where(named, textures[owner], IGNORE))
+
+
+def _cell_mean(values: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
+    rows, columns = grid
+    height, width = values.shape
+    blocks = values.reshape(rows, height // rows, columns, width // columns)
+    return blocks.mean((1, 3), dtype=np.float32).reshape(-1)
+
+
+@dataclass
+class Sample:
+    """One picture (its processor input), its cells and its conversations, each a list of (question, answer) turns."""
+
+    image: Image.Image
+    cells: Cells
+    segments: list[list[Question]]
+
+
+def make_sample(
+    seed: int, grid: tuple[int, int], mix: dict[str, float], n_questions: int, second_turn: float = 0.1
+) -> Sample:
+    """The sample of a seed: a scene and about `n_questions` questions.
+
+    Args:
+        seed: Seed of the scene; the wording follows from it as well.
+        grid: Visual tokens (h, w) of the picture. A square one is drawn larger than the model sees it at times.
+        mix: Question kind -> relative weight.
+        n_questions: Questions drawn; those the scene does not admit are left out.
+        second_turn: Chance that a conversation has two turns.
+    """
+    rng = random.Random(f"sample-{seed}")
+    rows, columns = grid
+    scene = make_scene(seed, columns / rows)
+    side = min(grid) * TOKEN_PIXELS
+    raster = rasterize(scene, side)
+    size = side
+    if rows == columns and rng.random() < 0.25:
+        size = rng.choice((rng.randint(side, 2 * side), rng.randint(side, 448)))
+    image = Image.fromarray(raster.image if size == side else rasterize(scene, size).image)
+    kinds = rng.choices(list(mix), list(mix.values()), k=n_questions) if n_questions else []
+    asked = [question for kind in kinds if (question := ask(scene, kind, rng))]
+    segments: list[list[Question]] = []
+    while asked:
+        turns = 2 if len(asked) > 1 and rng.random() < second_turn else 1
+        segments.append([asked.pop() for _ in range(turns)])
+    return Sample(image, label_cells(scene, raster, grid), segments)
+
+
+class Packer:
+    """Turns conversations into token ids, as the processor's chat template would write them after one image."""
+
+    def __init__(self, processor: ProcessorMixin) -> None:
+        self.tokenizer = processor.tokenizer
+        image = {"type": "image"}
+        marked = processor.apply_chat_template(
+            [
+                {"role": "user", "content": [image, {"type": "text", "text": "\0"}]},
+                {"role": "assistant", "content": [{"type": "text", "text": "\0"}]},
+                {"role": "user", "content": [{"type": "text", "text": "\0"}]},
+                {"role": "assistant", "content": [{"type": "text", "text": "\0"}]},
+            ]
+        )
+        self.head, self.to_answer, self.to_question, _, self.tail = marked.split("\0")
+        self.prefix: list[int] = self.tokenizer(self.head).input_ids
+        self._end = self.tokenizer.eos_token_id
+
+    def prefix_ids(self, n_visual: int) -> list[int]:
+        """Ids before the first question, the placeholder repeated `n_visual` times."""
+        where = self.prefix.index(self.tokenizer.image_token_id)
+        return self.prefix[:where] + [self.prefix[where]] * n_visual + self.prefix[where + 1 :]
+
+    def segment(self, turns: list[Question]) -> tuple[list[int], list[bool]]:
+        """Ids of a conversation after the prefix, and which of them are answers (the end-of-turn token included)."""
+        text, spans = "", []
+        for number, turn in enumerate(turns):
+            text += (self.to_question if number else "") + turn.text + self.to_answer
+            spans.append((len(text), len(text) + len(turn.answer)))
+            text += turn.answer
+        coded = self.tokenizer(text + self.tail, add_special_tokens=False, return_offsets_mapping=True)
+        ids, offsets = coded.input_ids, coded.offset_mapping
+        answer = [any(a < end and b > start for start, end in spans) for a, b in offsets]
+        for index in range(1, len(ids)):
+            answer[index] |= ids[index] == self._end and answer[index - 1]
+        return ids, answer
+
+
+@dataclass
+class Batch:
+    """Tensors of one training step; B samples, S positions, N = h·w visual tokens per picture.
+
+    Attributes:
+        inputs: Image inputs of the model, from the real image processor.
+        input_ids: (B, S) int64.
+        segment: (B, S) int64: 0 for the shared prefix, 1, 2, ... for the conversations, -1 for padding.
+        offset: (B, S) int64: distance of a position from the start of its segment.
+        answer: (B, S) bool, positions whose token is to be predicted.
+        cells: "word", "color", "texture" -> (B, N) int64.
+        kinds: For every sample, the question kinds of every conversation (number 1, 2, ...).
+        grid: (h, w).
+        prefix: Length of the prefix.
+        block: Length of the blocks behind it; no conversation crosses a block.
+    """
+
+    inputs: dict[str, torch.Tensor]
+    input_ids: torch.Tensor
+    segment: torch.Tensor
+    offset: torch.Tensor
+    answer: torch.Tensor
+    cells: dict[str, torch.Tensor]
+    kinds: list[list[list[str]]]
+    grid: tuple[int, int]
+    prefix: int
+    block: int
+
+
+def collate(
+    samples: list[Sample],
+    grid: tuple[int, int],
+    processor: ProcessorMixin,
+    packer: Packer,
+    block: int = 48,
+    blocks: int | None = None,
+) -> Batch:
+    """Stack samples of one grid; conversations go first-fit into blocks.
+
+    Args:
+        samples: Samples whose pictures all have `grid` visual tokens.
+        grid: (h, w).
+        processor: Supplies the image processor.
+        packer: Writes the conversations.
+        block: Positions per block; a longer conversation is left out.
+        blocks: Blocks per sample, conversations that do not fit are left out. None: as many as are needed.
+    """
+    images = processor.image_processor([sample.image for sample in samples], return_tensors="pt")
+    prefix = packer.prefix_ids(grid[0] * grid[1])
+    placed = [_first_fit([(packer.segment(t), t) for t in sample.segments], block, blocks) for sample in samples]
+    count = blocks or max(len(rows) for rows in placed)
+    ids = torch.full((len(samples), len(prefix) + count * block), packer.tokenizer.pad_token_id)
+    segment, offset = torch.full_like(ids, -1), torch.zeros_like(ids)
+    answer = torch.zeros_like(ids, dtype=torch.bool)
+    ids[:, : len(prefix)], segment[:, : len(prefix)] = torch.tensor(prefix), 0
+    offset[:, : len(prefix)] = torch.arange(len(prefix))
+    kinds: list[list[list[str]]] = []
+    for b, rows in enumerate(placed):
+        kinds.append([])
+        for row, conversations in enumerate(rows):
+            start = len(prefix) + row * block
+            for (tokens, answers), turns in conversations:
+                kinds[b].append([turn.kind for turn in turns])
+                span = slice(start, start + len(tokens))
+                ids[b, span], answer[b, span] = torch.tensor(tokens), torch.tensor(answers)
+                segment[b, span], offset[b, span] = len(kinds[b]), torch.arange(len(tokens))
+                start = span.stop
+    cells = {
+        name: torch.from_numpy(np.stack([getattr(sample.cells, name) for sample in samples]))
+        for name in ("word", "color", "texture")
+    }
+    return Batch(dict(images), ids, segment, offset, answer, cells, kinds, grid, len(prefix), block)
+
+
+Coded = tuple[tuple[list[int], list[bool]], list[Question]]
+
+
+def _first_fit(conversations: list[Coded], block: int, blocks: int | None) -> list[list[Coded]]:
+    rows: list[list[Coded]] = []
+    free: list[int] = []
+    for conversation in conversations:
+        length = len(conversation[0][0])
+        row = next((i for i, space in enumerate(free) if space >= length), len(free))
+        if length > block or row == blocks:
+            continue
+        if row == len(free):
+            rows.append([])
+            free.append(block)
+        rows[row].append(conversation)
+        free[row] -= length
+    return rows
