@@ -8,7 +8,7 @@ import copy
 import functools
 import inspect
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -19,8 +19,14 @@ from .prompt_session import PromptRestoringStreamer, PromptSession, restore_prom
 from .visual_compression import CompressionConfig
 from .visual_decoder import VisualDecoder
 
-IGNORED_LABEL = -100
 OVERRIDE_ATTRIBUTE = "_compression_override"
+
+
+# What the mixin stands before has no common type: the transformers class of a family.
+if TYPE_CHECKING:
+    StockModel = Any
+else:
+    StockModel = object
 
 
 @dataclass
@@ -31,7 +37,7 @@ class CompressionOverride:
     decoder: VisualDecoder | None
 
 
-class VisualCompressionMixin:
+class VisualCompressionMixin(StockModel):
     """Put before a stock ``...ForConditionalGeneration`` class.
 
     The model may define ``visual_decoder`` (a ``VisualDecoder``; without one its own output matrix reads the features)
@@ -47,7 +53,8 @@ class VisualCompressionMixin:
         super().__init_subclass__(**kwargs)
         if "forward" in cls.__dict__ or not hasattr(cls, "get_output_embeddings"):
             return
-        stock = next(base for base in cls.__mro__[1:] if not issubclass(base, VisualCompressionMixin)).forward
+        parents: list[Any] = [base for base in cls.__mro__[1:] if not issubclass(base, VisualCompressionMixin)]
+        stock = parents[0].forward
         stock_signature = inspect.signature(stock)
 
         @functools.wraps(stock)
@@ -90,7 +97,7 @@ class VisualCompressionMixin:
             ValueError: for an unknown method, images that do not fit the prompt, a decoder of another model, images
                 added to a filled cache, or ``compression`` together with ``inputs_embeds``.
         """
-        stock = super().generate  # type: ignore[misc]
+        stock = super().generate
         kwargs.update(zip(inspect.signature(stock).parameters, args, strict=False))
         if kwargs.get("input_ids") is None and kwargs.get("inputs") is not None:
             kwargs["input_ids"] = kwargs.pop("inputs")
@@ -120,10 +127,11 @@ class VisualCompressionMixin:
         position_ids = position_ids.expand(*position_ids.shape[:-2], *original_ids.shape)
 
         output, report, plan = self._compress_images(kwargs, attention_mask, "left", config, decoder)
-        kwargs |= self._shortened(plan, kwargs, self._pad_token(settings))
+        kwargs |= plan.shorten(kwargs, self._pad_token(settings))
         kwargs["position_ids"] = plan.positions(position_ids, config.position_policy)
         kwargs["mm_encoder_outputs"] = {**(kwargs.get("mm_encoder_outputs") or {}), "image": output}
-        self._set_rope_deltas(position_ids, plan, config)
+        if family_of(self).has_mrope:
+            self.model.rope_deltas = plan.rope_deltas(position_ids, config.position_policy)
 
         session = PromptSession(original_ids, kwargs["input_ids"], plan.attention_mask, kwargs["position_ids"])
         copies = max(settings.num_beams or 1, settings.num_return_sequences or 1)
@@ -203,7 +211,7 @@ class VisualCompressionMixin:
         inputs_embeds: torch.Tensor | None = None,
     ) -> dict[str, Any]:
         """Repeat image features row by row; stock mixes the rows of features that come as one tensor (InternVL)."""
-        stock = super()._expand_multimodal_outputs  # type: ignore[misc]
+        stock = super()._expand_multimodal_outputs
         image = mm_encoder_output.get("image")
         if image is None or input_ids is None or input_ids.numel() == 0:
             return stock(input_ids, mm_encoder_output, expand_size, inputs_embeds)
@@ -230,7 +238,7 @@ class VisualCompressionMixin:
         """
         if attention_mask is None and past_key_values is None and inputs_embeds is None:
             attention_mask = torch.ones_like(input_ids)
-        return super().prepare_inputs_for_generation(  # type: ignore[misc]
+        return super().prepare_inputs_for_generation(
             input_ids,
             next_sequence_length=next_sequence_length,
             past_key_values=past_key_values,
@@ -275,12 +283,13 @@ class VisualCompressionMixin:
             videos, grid = kwargs.pop("pixel_values_videos"), kwargs.pop("video_grid_thw", None)
             encoded["video"] = self.model.get_video_features(videos, grid, return_dict=True)
 
-        kwargs |= self._shortened(plan, kwargs, self._pad_token(self.generation_config))
+        kwargs |= plan.shorten(kwargs, self._pad_token(self.generation_config))
         kwargs["position_ids"] = plan.positions(position_ids, config.position_policy)
         kwargs["mm_encoder_outputs"] = encoded
         if isinstance(kwargs.get("logits_to_keep"), torch.Tensor):
             kwargs["logits_to_keep"] = shifted_index(kwargs["logits_to_keep"], plan)
-        self._set_rope_deltas(position_ids, plan, config)
+        if family_of(self).has_mrope:
+            self.model.rope_deltas = plan.rope_deltas(position_ids, config.position_policy)
         self.__dict__["_last_compression"] = report
         return kwargs, PromptSession(original_ids, kwargs["input_ids"], plan.attention_mask, kwargs["position_ids"])
 
@@ -301,11 +310,12 @@ class VisualCompressionMixin:
     ) -> tuple[CompressionConfig, VisualDecoder] | None:
         """Return configuration and decoder if this call is to be compressed, else None."""
         override: CompressionOverride | None = self.__dict__.get(OVERRIDE_ATTRIBUTE)
-        default = override.config if override else getattr(self, "compression_config", None)
-        config = CompressionConfig.from_any(default if compression is None else compression)
         encoded = (kwargs.get("mm_encoder_outputs") or {}).get("image")
         if kwargs.get("pixel_values") is None or encoded is not None:
+            CompressionConfig.from_any(compression)  # an unknown method is an error with or without images
             return None  # no images, or encoded (and, within generate, compressed) already
+        default = override.config if override else getattr(self, "compression_config", None)
+        config = CompressionConfig.from_any(default if compression is None else compression)
         self.__dict__["_last_compression"] = None
         if config.method == "none":
             return None
@@ -353,17 +363,6 @@ class VisualCompressionMixin:
         report.prompt_plan = plan
         return output, report, plan
 
-    def _shortened(self, plan: PromptPlan, kwargs: dict[str, Any], pad_token_id: int) -> dict[str, torch.Tensor]:
-        """Return everything that runs along the prompt, brought to the shortened one."""
-        fills = {"input_ids": pad_token_id, "labels": IGNORED_LABEL, "mm_token_type_ids": 0, "token_type_ids": 0}
-        present = {name: fill for name, fill in fills.items() if kwargs.get(name) is not None}
-        shortened = {name: plan.gather(kwargs[name], fill) for name, fill in present.items()}
-        if "labels" in shortened:
-            # A row's first token has nothing before it to predict it from; new padding there must not count.
-            first = plan.kept & (plan.kept.cumsum(-1) == 1)
-            shortened["labels"] = shortened["labels"].masked_fill(first, IGNORED_LABEL)
-        return {**shortened, "attention_mask": plan.attention_mask}
-
     def _pad_token(self, settings: Any) -> int:
         """Return an id for padding that is no image placeholder."""
         text = self.config.get_text_config()
@@ -373,14 +372,3 @@ class VisualCompressionMixin:
             if isinstance(token, int) and 0 <= token != image_token_id:
                 return token
         raise ValueError("no padding token found")  # unreachable: 0 and 1 cannot both be the placeholder
-
-    def _set_rope_deltas(self, position_ids: torch.Tensor, plan: PromptPlan, config: CompressionConfig) -> None:
-        """Correct the offset from which M-RoPE models continue when they are given no positions."""
-        if not family_of(self).has_mrope:
-            return
-        tokens = plan.attention_mask.sum(-1)
-        if config.position_policy == "compact":
-            following = tokens
-        else:
-            following = position_ids[-3:].amax(dim=(0, 2)) + 1
-        self.model.rope_deltas = (following - tokens)[:, None]

@@ -54,14 +54,15 @@ def compressing(
     Raises:
         ValueError: for an unsupported model, an unknown option, a decoder of another model, or no tokenizer.
     """
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    inner: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
     family_of(inner)
     if config is None and isinstance(method, str) and not method.startswith(PAPER_PREFIX):
         config = CompressionConfig(method, pooling, position_policy, wrap_rows)
     config = CompressionConfig.from_any(method if config is None else config)
     override = CompressionOverride(config, _usable_decoder(inner, decoder, tokenizer, config))
 
-    stock_class, saved = type(inner), {name: inner.__dict__.get(name) for name in STATE_ATTRIBUTES}
+    stock_class: Any = type(inner)
+    saved = {name: inner.__dict__.get(name) for name in STATE_ATTRIBUTES}
     try:
         if not isinstance(inner, VisualCompressionMixin):
             inner.__class__ = compressing_class(stock_class)

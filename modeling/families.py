@@ -71,7 +71,7 @@ class Family:
 
     def llm_blocks(self, model: nn.Module) -> nn.ModuleList:
         """Return the blocks of the language model."""
-        return self.language_model(model).layers
+        return attribute_at(self.language_model(model), "layers")
 
     def final_norm(self, model: nn.Module) -> nn.Module:
         """Return the norm between the last block and the head."""
@@ -136,7 +136,7 @@ class QwenVLFamily(Family):
 
     def connector(self, model: nn.Module) -> nn.Module:
         """Return the patch merger."""
-        return self.vision_tower(model).merger
+        return attribute_at(model, "model.visual.merger")
 
     def feature_blocks(self, model: nn.Module, image_inputs: dict[str, Any], features: Any) -> torch.Tensor:
         """See ``Family``; a block is one temporal slice of an image."""

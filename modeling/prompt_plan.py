@@ -3,11 +3,14 @@
 A compressed prompt is an ordinary prompt, so nothing inside the language model has to know about it.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 LAYOUTS = ("left", "suffix")
+IGNORED_LABEL = -100
 
 
 @dataclass
@@ -59,6 +62,37 @@ class PromptPlan:
         if position_ids.ndim == 3 and position_ids.shape[0] == 4:
             positions[0] = index.masked_fill(self.attention_mask == 0, 0)
         return positions
+
+    def shorten(self, inputs: Mapping[str, Any], pad_token_id: int) -> dict[str, torch.Tensor]:
+        """Bring the model inputs that run along the prompt, (B, L) each, to the shortened prompt.
+
+        Args:
+            inputs: model inputs; ``input_ids``, ``labels``, ``mm_token_type_ids`` and ``token_type_ids`` are used.
+            pad_token_id: fills new padding of ``input_ids``.
+
+        Returns:
+            The shortened inputs, with their ``attention_mask``.
+        """
+        fills = {"input_ids": pad_token_id, "labels": IGNORED_LABEL, "mm_token_type_ids": 0, "token_type_ids": 0}
+        shortened = {
+            name: self.gather(inputs[name], fill) for name, fill in fills.items() if inputs.get(name) is not None
+        }
+        if "labels" in shortened:
+            # A row's first token has nothing before it to predict it from; new padding there must not count.
+            first = self.kept & (self.kept.cumsum(-1) == 1)
+            shortened["labels"] = shortened["labels"].masked_fill(first, IGNORED_LABEL)
+        return {**shortened, "attention_mask": self.attention_mask}
+
+    def rope_deltas(self, position_ids: torch.Tensor, policy: str) -> torch.Tensor:
+        """Return (B, 1) long: next position minus number of tokens, from which M-RoPE models continue by themselves.
+
+        Args:
+            position_ids: (3 or 4, B, L) original positions.
+            policy: ``original`` or ``compact``, see ``CompressionConfig``.
+        """
+        tokens = self.attention_mask.sum(-1)
+        following = tokens if policy == "compact" else position_ids[-3:].amax(dim=(0, 2)) + 1
+        return (following - tokens)[:, None]
 
 
 def plan_prompt(

@@ -53,7 +53,9 @@ class PromptSession:
     def repeated(self, times: int, reusable: bool) -> "PromptSession":
         """Return the session of a cache in which every row was repeated."""
         return PromptSession(
-            *(values.repeat_interleave(times, dim=0) for values in (self.original_ids, self.ids, self.attention_mask)),
+            self.original_ids.repeat_interleave(times, dim=0),
+            self.ids.repeat_interleave(times, dim=0),
+            self.attention_mask.repeat_interleave(times, dim=0),
             self.position_ids.repeat_interleave(times, dim=self.position_ids.ndim - 2),
             reusable,
         )

@@ -212,7 +212,7 @@ def run_length_plan(
         return RunLengthPlan(cells, cells, (grids[:, 0] * grids[:, 1]).to(device), cells)
     block, in_block, column = _cell_coordinates(grids, num_cells, device)
 
-    key = text_class[ids[:, 0]] if config.compare == "text" else ids[:, 0]
+    key = ids[:, 0] if config.compare == "id" or text_class is None else text_class[ids[:, 0]]
     boundary = in_block == 0
     boundary[1:] |= key[1:] != key[:-1]
     if not config.wrap_rows:

@@ -35,8 +35,8 @@ def test_too_small_max_length_is_refused_as_without_compression(tiny_model, coar
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_caches_hold_the_compressed_prompt_only(family, tiny_model, coarse_decoder):
-    tiny = tiny_model(family)
+def test_caches_hold_the_compressed_prompt_only(family, new_tiny_model, coarse_decoder):
+    tiny = new_tiny_model(family)  # a model keeps its largest static cache for later calls
     inputs = tiny.inputs(["ttititt"])
     options = {"max_new_tokens": 3, "do_sample": False, "return_dict_in_generate": True}
     with compressing(tiny.model, decoder=coarse_decoder) as model:
