@@ -29,7 +29,7 @@ SPLIT_SEEDS: dict[str, range] = {
     "test": range(1_100_000_000, 1_200_000_000),
 }
 
-RADIUS = (0.1, 0.14)  # half-width of an object; the same law for every object count, so that sizes tell nothing
+RADIUS = (0.1, 0.14)  # half-width of an object
 GAP = 0.02  # least free space between the boxes of two objects
 SHARE = 0.5  # chance that an object borrows the colour or the shape of an earlier one (a matched distractor)
 
@@ -97,14 +97,16 @@ def make_scene(seed: int, aspect: float = 1.0, n_objects: int | None = None) -> 
     rng = random.Random(seed)
     width, height = max(1.0, aspect), max(1.0, 1 / aspect)
     count = rng.randint(1, MAX_OBJECTS) if n_objects is None else n_objects
-    radii = [rng.uniform(*RADIUS) for _ in range(count)]
+    # Every scene gets a layout for six objects and keeps a random part of it: neither a position nor a size says
+    # anything about how many objects there are, nor about an object's rank among them.
+    radii = [rng.uniform(*RADIUS) for _ in range(MAX_OBJECTS)]
     centres = _place(radii, width, height, rng)
     kinds: list[tuple[str, str]] = []
     for _ in range(count):
         kinds.append(_kind(kinds, rng))
     objects = tuple(
-        SceneObject(shape, color, rng.choice(TEXTURES), x, y, radius)
-        for (shape, color), (x, y), radius in zip(kinds, centres, radii, strict=True)
+        SceneObject(shape, color, rng.choice(TEXTURES), *centres[slot], radii[slot])
+        for (shape, color), slot in zip(kinds, rng.sample(range(MAX_OBJECTS), count), strict=True)
     )
     background = _background(rng)
     return Scene(seed, width, height, objects, _clutter(width, height, background, rng), background)

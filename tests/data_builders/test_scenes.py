@@ -143,7 +143,7 @@ def test_answers_follow_from_the_objects(kind):
         if question:
             assert solve(scene, question) == question.answer, question
             checked += 1
-    assert checked > 250
+    assert checked > 200
 
 
 def test_attribute_and_where_answers_are_the_objects_own():
