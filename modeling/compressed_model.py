@@ -41,7 +41,8 @@ class VisualCompressionMixin(StockModel):
     """Put before a stock ``...ForConditionalGeneration`` class.
 
     The model may define ``visual_decoder`` (a ``VisualDecoder``; without one its own output matrix reads the features)
-    and ``compression_config`` (the default of ``compression=None``; without one compression is off).
+    and ``compression_config`` (the default of ``compression=None``; without one compression is off). Code that calls
+    the backbone ``model.model`` by itself, as TRL's fused loss does, is not compressed: use ``transformers.Trainer``.
 
     Attributes:
         last_compression: ``CompressionReport`` of the last compressed call, None before one and after an uncompressed

@@ -149,3 +149,23 @@ def test_a_real_text_streamer(tiny_model, coarse_decoder, capsys):
     with compressing(tiny.model, decoder=coarse_decoder) as model:
         output = model.generate(**inputs, max_new_tokens=3, do_sample=False, streamer=TextStreamer(Digits()))
     assert [int(token) for token in capsys.readouterr().out.split()] == output[0].tolist()
+
+
+@pytest.mark.parametrize("mode", [{}, {"num_beams": 2}, {"prefill_chunk_size": 4}, {"use_cache": False}], ids=str)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_images_may_vanish_if_asked(family, mode, tiny_model, reference, coarse_decoder):
+    """With min_keep=0, a dropped image leaves only its delimiters: the prompt without its placeholders."""
+    tiny = tiny_model(family)
+    inputs = tiny.inputs(["ttittt", "titt", "ttt"])
+    empty = copy.copy(coarse_decoder)
+    empty._buffers = {**coarse_decoder._buffers, "meaningless": torch.ones(200, dtype=torch.bool)}
+    config = CompressionConfig(method="rle_drop_top1", min_keep=0, position_policy="compact")
+    options = {"max_new_tokens": 3, "do_sample": False, **mode}
+    with compressing(tiny.model, config=config, decoder=empty) as model:
+        output = model.generate(**inputs, **options)
+        assert model.last_compression.kept_tokens == 0
+    for row in range(3):
+        ids = tiny.single(inputs, row)["input_ids"]
+        bare = ids[ids != tiny.model.config.image_token_id][None]
+        expected = tiny.model.generate(bare, attention_mask=torch.ones_like(bare), **options)
+        assert output[row, inputs["input_ids"].shape[1] :].tolist() == expected[0, bare.shape[1] :].tolist()

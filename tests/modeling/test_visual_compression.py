@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dualstream.modeling.visual_compression import (
     DROP_SCOPES,
@@ -131,6 +132,34 @@ def test_no_images():
     for method in ("none", "rle"):
         plan = run_length_plan(empty, torch.empty(0, 2, dtype=torch.long), CompressionConfig(method=method))
         assert (plan.num_cells, plan.num_kept) == (0, 0)
+
+
+class OperationCounter(TorchDispatchMode):
+    """Counts tensor operations and reads of single values by the host."""
+
+    def __init__(self):
+        super().__init__()
+        self.operations, self.host_reads = 0, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.operations += 1
+        self.host_reads += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_work_is_the_same_number_of_operations_for_any_number_of_cells(method):
+    counts = set()
+    for grids in ([(1, 3)], [(24, 24)] * 8, [(1, 1)] * 500):
+        cells = sum(height * width for height, width in grids)
+        ids = torch.randint(0, VOCAB, (cells, 2))
+        meaningless = torch.rand(VOCAB) < 0.5
+        with OperationCounter() as counter:
+            plan = run_length_plan(ids, torch.tensor(grids), CompressionConfig(method=method), meaningless)
+            merge_features(torch.randn(cells, 4), plan, "first")
+        counts.add((counter.operations, counter.host_reads))
+    assert len(counts) == 1
+    assert counts.pop()[1] == 1  # the check that the grids, which live on the CPU, cover the cells
 
 
 def test_drop_scope_looks_at_the_first_cell_or_at_all():
