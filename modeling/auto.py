@@ -11,6 +11,7 @@ import transformers
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoProcessor, PreTrainedConfig, PreTrainedModel, ProcessorMixin
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
+from transformers.utils import logging
 
 from .families import FAMILIES, family_of
 from .modeling_internvl_visual_decoder import InternVLWithVisualDecoder
@@ -20,6 +21,7 @@ from .modeling_qwen2_vl_visual_decoder import Qwen2VLWithVisualDecoder
 from .modeling_qwen3_vl_visual_decoder import Qwen3VLWithVisualDecoder
 from .visual_decoder_model import AUTO_CLASSES, DECODER_PREFIX, HUB_ARGUMENTS, VisualDecoderModel, stock_class
 
+logger = logging.get_logger(__name__)
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
 EMBEDDED_MODELS = tuple(sorted(path.parent.name for path in CHECKPOINTS.glob("*/config.json")))
 DEFAULT_MODEL = "tiny-llava"
@@ -103,12 +105,24 @@ def load_model(
         model_class: Any = _model_class(config, visual_decoder)
         model, info = model_class.from_pretrained(source, dtype=dtype, output_loading_info=True, **kwargs)
         _require_complete(info, source)
-        processor = AutoProcessor.from_pretrained(source, config=config, **hub_arguments)
+        processor = _load_processor(source, config, hub_arguments)
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{source} does not load as a model: {error}") from error
     if "device_map" not in kwargs:
         model.to(device or _best_device())
     return model.eval(), processor
+
+
+def _load_processor(source: str, config: PreTrainedConfig, hub_arguments: dict[str, Any]) -> ProcessorMixin:
+    processor = AutoProcessor.from_pretrained(source, config=config, **hub_arguments)
+    stored, _ = ProcessorMixin.get_processor_dict(source, **hub_arguments)
+    saved_as = stored.get("processor_class") or type(processor).__name__
+    if saved_as.endswith("WithVisualDecoderProcessor") and saved_as != type(processor).__name__:
+        logger.warning(
+            f"{source} was saved with a {saved_as} and its compression choice, but a {type(processor).__name__} was "
+            "loaded. Call dualstream.processing.register_processors() first to get it."
+        )
+    return processor
 
 
 def _resolve(name_or_path: str | os.PathLike) -> str:

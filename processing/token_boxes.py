@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 
+SLIVER = 1e-6  # square pixels: what rounding leaves of a token beside the image, too little to divide by
+
 
 @dataclass(frozen=True)
 class Block:
@@ -100,8 +102,9 @@ class TokenGeometry:
 
     @cached_property
     def areas(self) -> np.ndarray:
-        """(N,) float64 area of every rectangle in `boxes`, in square pixels."""
-        return (self.boxes[:, 2] - self.boxes[:, 0]) * (self.boxes[:, 3] - self.boxes[:, 1])
+        """(N,) float64 area of every rectangle in `boxes`, in square pixels; slivers below `SLIVER` count as none."""
+        areas = (self.boxes[:, 2] - self.boxes[:, 0]) * (self.boxes[:, 3] - self.boxes[:, 1])
+        return np.where(areas < SLIVER, 0.0, areas)
 
     @property
     def polygons(self) -> np.ndarray:

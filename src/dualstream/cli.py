@@ -65,7 +65,9 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 def open_model(args: argparse.Namespace, name: str | None = None) -> tuple[PreTrainedModel, ProcessorMixin]:
     """Load the model (``name`` or ``args.model``) and its processor on the device asked for."""
     from dualstream.modeling import load_model
+    from dualstream.processing import register_processors
 
+    register_processors()
     return load_model(name or args.model, device=args.device, dtype=args.dtype)
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dualstream.processing.token_boxes import Block, TokenGeometry
+from dualstream.processing.token_boxes import SLIVER, Block, TokenGeometry
 
 
 @st.composite
@@ -42,8 +42,8 @@ def test_mask_coverage_equals_a_loop_over_pixels(geometry: TokenGeometry, seed: 
     for token, box in enumerate(geometry.boxes):
         covered = sum(mask[i, j] * overlap(box, (j, i, j + 1, i + 1)) for i in range(height) for j in range(width))
         area = overlap(box, (0, 0, width, height))
-        expected[token] = covered / area if area else 0.0
-    np.testing.assert_allclose(geometry.coverage_of_mask(mask), expected, atol=1e-9 / max(geometry.areas.max(), 1e-3))
+        expected[token] = covered / area if area >= SLIVER else 0.0
+    np.testing.assert_allclose(geometry.coverage_of_mask(mask), expected, atol=1e-13 / SLIVER)
 
 
 @settings(max_examples=60, deadline=None)
