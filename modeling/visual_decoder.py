@@ -192,13 +192,18 @@ def top_k_tokens(
         ids: (N, k) long, best first; log_probs: (N, k) float32, log-softmax over the whole vocabulary.
 
     Raises:
-        ValueError: if the widths differ, k is not within 1..V, or the weight is offloaded.
+        ValueError: if the widths differ, k is not within 1..V, or the weight is offloaded or quantized.
     """
     vocab_size, hidden_size = weight.shape
     if weight.is_meta:
         raise ValueError(
             "the matrix that reads the features is offloaded; load the model with a device_map that keeps lm_head on "
             "a device, or pass a visual decoder"
+        )
+    if not weight.is_floating_point():
+        raise ValueError(
+            f"the matrix that reads the features is quantized ({weight.dtype}); keep the output head unquantized, "
+            "or pass a visual decoder"
         )
     if features.ndim != 2 or features.shape[1] != hidden_size:
         raise ValueError(f"features has shape {tuple(features.shape)}; expected (cells, {hidden_size})")

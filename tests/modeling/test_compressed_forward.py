@@ -191,3 +191,24 @@ def test_trainer_keeps_the_columns(tiny_model, coarse_decoder, tmp_path):
                 tiny.model, TrainingArguments(str(tmp_path), report_to="none", use_cpu=True)
             ).model_accepts_loss_kwargs
         )
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen3_vl", "internvl"])
+def test_trainer_trains_on_compressed_prompts(family, new_tiny_model, coarse_decoder, tmp_path):
+    from transformers import Trainer, TrainingArguments
+
+    tiny = new_tiny_model(family)
+    batch = tiny.inputs(["ttitttt", "titittttt"], padding="right")
+    batch["labels"] = labels_of(batch)
+    before = {name: parameter.clone() for name, parameter in tiny.model.named_parameters()}
+    settings = TrainingArguments(
+        str(tmp_path), max_steps=4, learning_rate=1e-3, logging_steps=1, report_to="none", use_cpu=True, save_steps=99
+    )
+    with compressing(tiny.model, decoder=coarse_decoder) as model:
+        trainer = Trainer(model, settings, train_dataset=[0, 1, 2, 3], data_collator=lambda rows: dict(batch))
+        trainer.train()
+        assert model.last_compression.reduction_rate > 0
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert losses[-1] < losses[0]
+    changed = [name for name, parameter in tiny.model.named_parameters() if not torch.equal(parameter, before[name])]
+    assert any("vision_tower" in name or "visual" in name for name in changed)

@@ -4,6 +4,8 @@ import functools
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from dualstream.modeling.compressing import compressing
 from dualstream.modeling.families import FAMILIES
@@ -70,7 +72,7 @@ def check(output, inputs, tokens, logits):
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("batch", ROWS)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, "llava_phi"])
 def test_greedy_equals_reference(family, batch, mode, expected, coarse_decoder):
     tiny, inputs, tokens, logits = expected(family, batch)
     output, report = run(tiny, inputs, coarse_decoder, **MODES[mode])
@@ -108,6 +110,49 @@ def test_options_equal_reference(family, options, policy, expected, coarse_decod
 def test_right_padding_is_healed(family, expected, coarse_decoder):
     tiny, _, tokens, logits = expected(family, "ragged")
     inputs = tiny.inputs(ROWS["ragged"], padding="right")
+    check(run(tiny, inputs, coarse_decoder)[0], inputs, tokens, logits)
+
+
+@st.composite
+def random_batches(draw):
+    row = st.text("ti", max_size=6).filter(lambda text: text.count("i") <= 2).map(lambda text: text + "t")
+    rows = draw(st.lists(row, min_size=1, max_size=4).filter(lambda rows: any("i" in row for row in rows)))
+    options = {
+        "method": draw(st.sampled_from(["rle", "rle_drop_top1", "rle_drop_top2"])),
+        "pooling": draw(st.sampled_from(["mean", "first"])),
+        "wrap_rows": draw(st.booleans()),
+        "drop_scope": draw(st.sampled_from(["run", "first"])),
+        "min_keep": draw(st.integers(0, 3)),
+    }
+    return rows, draw(st.sampled_from(["left", "right"])), draw(st.integers(0, 99)), options, draw(st.booleans())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@settings(max_examples=12, deadline=None)
+@given(case=random_batches())
+def test_any_batch_equals_reference(family, case, tiny_model, reference, coarse_decoder):
+    rows, padding, seed, options, compact = case
+    tiny = tiny_model(family)
+    inputs = tiny.inputs(rows, padding=padding, seed=seed)
+    config = CompressionConfig(**options, position_policy="compact" if compact else "original")
+    output, _ = run(tiny, inputs, coarse_decoder, config, max_new_tokens=2)
+    for row in range(len(rows)):
+        with torch.no_grad():
+            single = tiny.single(inputs, row)
+            tables = {"meaningless": coarse_decoder.meaningless.tolist()}
+            sample = reference.compress_sample(
+                tiny.model, single, coarse_decoder.weight, {**options, **tables}, compact
+            )
+        tokens, logits = reference.greedy(tiny.model, sample, 2)
+        assert output.sequences[row, -2:].tolist() == tokens
+        assert (torch.stack(output.logits, dim=1)[row] - logits).abs().max() <= TOLERANCE
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_eager_attention(family, new_tiny_model, expected, coarse_decoder):
+    _, inputs, tokens, logits = expected(family, "text_row")
+    tiny = new_tiny_model(family)
+    tiny.model.set_attn_implementation("eager")
     check(run(tiny, inputs, coarse_decoder)[0], inputs, tokens, logits)
 
 

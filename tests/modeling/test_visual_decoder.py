@@ -68,6 +68,10 @@ def test_top_k_with_bias_empty_input_and_errors():
     )
     decoder = VisualDecoder.from_unembedding(weight)
     assert decoder.top_k(torch.empty(0, 4), 2).shape == (0, 2)
+    with pytest.raises(ValueError, match=r"quantized .torch\.int8."):
+        top_k_tokens(features, weight.to(torch.int8))
+    with pytest.raises(ValueError, match="offloaded"):
+        top_k_tokens(features, weight.to("meta"))
     with pytest.raises(ValueError, match=r"expected .cells, 4."):
         decoder.top_k(torch.randn(2, 5))
     with pytest.raises(ValueError, match=r"k=10 must lie within 1\.\.9"):
