@@ -1,1 +1,1 @@
-"""data_builders."""
+"""Datasets built here: synthetic scenes with exact boxes, masks and balanced questions."""

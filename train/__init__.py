@@ -1,1 +1,1 @@
-"""train."""
+"""Training recipes: the tiny embedded models, from scratch on scenes."""

@@ -28,7 +28,6 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "ask": ("dualstream.analysis.ask", "ask about one image, with all and with fewer visual tokens"),
     "doctor": ("dualstream.analysis.doctor", "check the environment and what works for a checkpoint"),
     "evaluate": ("dualstream.eval.scene_questions", "accuracy on held-out scene questions, full against compressed"),
-    "scenes": ("dualstream.data_builders.scenes", "build the labelled scene dataset as parquet"),
 }
 EXIT_ERROR = 2
 
