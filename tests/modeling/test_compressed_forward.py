@@ -138,6 +138,25 @@ def test_hand_written_decoding_needs_no_positions(family, tiny_model, reference,
             assert torch.stack(said, 1).tolist() == list(tokens)
 
 
+@pytest.mark.parametrize("policy", ["original", "compact"])
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family.startswith("qwen")])
+def test_rope_deltas_alone_continue_m_rope(family, policy, tiny_model, reference, coarse_decoder):
+    """What transformers computes by itself from ``rope_deltas`` is right too, should a cache lose its session."""
+    tiny = tiny_model(family)
+    inputs = tiny.inputs(["ttitttt"])
+    with torch.no_grad():
+        options = {"method": "rle"}, policy == "compact"
+        sample = reference.compress_sample(tiny.model, inputs, coarse_decoder.weight, *options)
+        tokens, _ = reference.greedy(tiny.model, sample, 3)
+        with compressing(tiny.model, decoder=coarse_decoder, position_policy=policy) as model:
+            output, said = model(**inputs, use_cache=True), []
+            del output.past_key_values._visual_prompt_session
+            for _ in range(3):
+                said.append(int(output.logits[0, -1].argmax()))
+                output = model(input_ids=torch.tensor([said[-1:]]), past_key_values=output.past_key_values)
+    assert said == tokens
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_signature_is_the_parents(family, tiny_model):
     model = tiny_model(family).model
