@@ -121,21 +121,21 @@ def test_hand_written_decoding_needs_no_positions(family, tiny_model, reference,
     tiny = tiny_model(family)
     inputs = tiny.inputs(["ttitttt", "titittttt"])
     with compressing(tiny.model, decoder=coarse_decoder) as model, torch.no_grad():
-        tokens, _ = zip(
-            *(reference.greedy(tiny.model, sample_of(tiny, inputs, row), 4) for row in (0, 1)), strict=True
-        )
+        references = [reference.greedy(tiny.model, sample_of(tiny, inputs, row), 4) for row in (0, 1)]
+        expected = torch.stack([logits for _, logits in references])
         for grow in ("original", "compressed", "none"):
             output = model(**inputs, use_cache=True)
             mask = inputs["attention_mask"]
             if grow == "compressed":
                 mask = output.past_key_values._visual_prompt_session.attention_mask
             said = []
-            for _ in range(4):
+            for step in range(4):
+                assert (output.logits[:, -1] - expected[:, step]).abs().max() <= TOLERANCE
                 said.append(output.logits[:, -1].argmax(-1))
                 mask = torch.cat([mask, torch.ones(2, 1, dtype=torch.long)], dim=1)
                 given = {} if grow == "none" else {"attention_mask": mask}
                 output = model(input_ids=said[-1][:, None], past_key_values=output.past_key_values, **given)
-            assert torch.stack(said, 1).tolist() == list(tokens)
+            assert torch.stack(said, 1).tolist() == [tokens for tokens, _ in references]
 
 
 @pytest.mark.parametrize("policy", ["original", "compact"])
@@ -147,11 +147,12 @@ def test_rope_deltas_alone_continue_m_rope(family, policy, tiny_model, reference
     with torch.no_grad():
         options = {"method": "rle"}, policy == "compact"
         sample = reference.compress_sample(tiny.model, inputs, coarse_decoder.weight, *options)
-        tokens, _ = reference.greedy(tiny.model, sample, 3)
+        tokens, logits = reference.greedy(tiny.model, sample, 3)
         with compressing(tiny.model, decoder=coarse_decoder, position_policy=policy) as model:
             output, said = model(**inputs, use_cache=True), []
             del output.past_key_values._visual_prompt_session
-            for _ in range(3):
+            for step in range(3):
+                assert (output.logits[0, -1] - logits[step]).abs().max() <= TOLERANCE
                 said.append(int(output.logits[0, -1].argmax()))
                 output = model(input_ids=torch.tensor([said[-1:]]), past_key_values=output.past_key_values)
     assert said == tokens
