@@ -8,15 +8,13 @@ Names are imported on first use, so importing this package loads no torch::
 from __future__ import annotations
 
 import importlib
-import sys
-from types import ModuleType
 from typing import Any
 
 # Which file defines each public name.
 _HOMES = {
     "auto": ("EMBEDDED_MODELS", "default_model_path", "infer_class", "load_model"),
     "compressed_model": ("VisualCompressionMixin",),
-    "compressing": ("compressing",),
+    "compression_context": ("compressing",),
     "compression_report": ("CompressionReport", "ImageCompression"),
     "configuration_visual_decoder": (
         "InternVLWithVisualDecoderConfig",
@@ -64,17 +62,3 @@ def __getattr__(name: str) -> Any:
 def __dir__() -> list[str]:
     """List the public names, imported or not."""
     return sorted({*globals(), *__all__})
-
-
-class _Package(ModuleType):
-    """A package whose public names win over files of the same name.
-
-    Importing the file ``compressing.py`` would otherwise hide the function ``compressing`` behind the module.
-    """
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if not (name in _HOME_OF and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

@@ -5,7 +5,7 @@ import inspect
 import pytest
 import torch
 
-from dualstream.modeling.compressing import compressing
+from dualstream.modeling.compression_context import compressing
 from dualstream.modeling.families import FAMILIES
 from dualstream.modeling.visual_decoder import VisualDecoder
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dualstream.modeling.compressing import compressing
+from dualstream.modeling.compression_context import compressing
 from dualstream.modeling.families import FAMILIES
 from dualstream.modeling.visual_compression import CompressionConfig
 

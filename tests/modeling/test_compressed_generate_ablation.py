@@ -7,7 +7,7 @@ import torch
 
 from dualstream.modeling import compression_report
 from dualstream.modeling.compressed_model import VisualCompressionMixin
-from dualstream.modeling.compressing import compressing, compressing_class
+from dualstream.modeling.compression_context import compressing, compressing_class
 from dualstream.modeling.prompt_plan import PromptPlan
 from dualstream.modeling.visual_compression import CompressionConfig
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import GenerationConfig, StaticCache, TextStreamer
 
-from dualstream.modeling.compressing import compressing
+from dualstream.modeling.compression_context import compressing
 from dualstream.modeling.families import FAMILIES
 from dualstream.modeling.visual_compression import CompressionConfig
 

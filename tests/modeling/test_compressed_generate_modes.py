@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import DynamicCache, GenerationConfig, LogitsProcessor
 
-from dualstream.modeling.compressing import compressing
+from dualstream.modeling.compression_context import compressing
 from dualstream.modeling.families import FAMILIES
 from dualstream.modeling.visual_compression import CompressionConfig
 from dualstream.modeling.visual_decoder import VisualDecoder

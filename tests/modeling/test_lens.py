@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dualstream.modeling.compressing import compressing
+from dualstream.modeling.compression_context import compressing
 from dualstream.modeling.families import FAMILIES, family_of
 from dualstream.modeling.lens import image_hidden_states, read_visual_tokens, visual_features
 from dualstream.modeling.visual_decoder import VisualDecoder

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoTokenizer, LlavaForConditionalGeneration
 
 from dualstream.modeling.compressed_model import VisualCompressionMixin
-from dualstream.modeling.compressing import compressing, compressing_class
+from dualstream.modeling.compression_context import compressing, compressing_class
 from dualstream.modeling.families import FAMILIES
 from dualstream.modeling.visual_compression import CompressionConfig
 from dualstream.modeling.visual_decoder import VisualDecoder
@@ -197,7 +197,7 @@ def test_token_tables_come_from_the_tokenizer_or_the_checkpoint(new_tiny_model, 
 
     assert int(meaningless(tokenizer=Words()).sum()) == tiny_models.VOCAB // 2
     asked = []
-    monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda path: asked.append(path) or Words())
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda path, **options: asked.append(path) or Words())
     with pytest.raises(ValueError, match=r"pass tokenizer=processor\.tokenizer"):
         meaningless()
     tiny.model.config._name_or_path = "some/model"

@@ -12,6 +12,7 @@ from .compressed_model import OVERRIDE_ATTRIBUTE, CompressionOverride, VisualCom
 from .families import family_of
 from .visual_compression import PAPER_PREFIX, CompressionConfig
 from .visual_decoder import VisualDecoder
+from .visual_decoder_model import find_tokenizer
 
 STATE_ATTRIBUTES = (OVERRIDE_ATTRIBUTE, "_last_compression", "_old_forward")
 
@@ -103,15 +104,11 @@ def _usable_decoder(
 
 
 def _tokenizer_of(model: nn.Module, config: CompressionConfig) -> Any:
-    from transformers import AutoTokenizer
-
     path = getattr(model.config, "_name_or_path", "")
-    try:
-        if not path:
-            raise OSError("the model was not loaded from a checkpoint")
-        return AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError) as error:
+    tokenizer = find_tokenizer(path, {})
+    if tokenizer is None:
         raise ValueError(
             f"method {config.method!r} with compare={config.compare!r} must know the text of every token, but neither "
-            f"the decoder nor the checkpoint {path!r} provides it ({error}); pass tokenizer=processor.tokenizer"
-        ) from error
+            f"the decoder nor the checkpoint {path!r} provides it; pass tokenizer=processor.tokenizer"
+        )
+    return tokenizer
