@@ -44,7 +44,7 @@ class TinyTrainConfig:
     Attributes:
         model: Sizes.
         curriculum: Phases in order; the last one ends at 1.
-        weights: Loss weights "answer", "connector", "lens", "probe".
+        weights: Loss weights "answer", "connector", "lens", "probe", "named", "compared".
         vision_steps: Steps before that, of vision tower and connector alone (readable cells and probes).
         vision_batch: Pictures per such step.
         steps: Steps of the whole model.
@@ -72,7 +72,14 @@ class TinyTrainConfig:
     model: TinyModelConfig
     curriculum: list[Phase]
     weights: dict[str, float] = field(
-        default_factory=lambda: {"answer": 1.0, "connector": 0.3, "lens": 0.3, "probe": 0.3}
+        default_factory=lambda: {
+            "answer": 1.0,
+            "connector": 0.3,
+            "lens": 0.3,
+            "probe": 0.3,
+            "named": 0.5,
+            "compared": 0.5,
+        }
     )
     vision_steps: int = 0
     vision_batch: int = 64

@@ -116,6 +116,8 @@ def write_card(checkpoint: Path, figures: dict[str, Any], config: TinyTrainConfi
         drop=f"{100 * config.drop_share:.0f}",
         connector=config.weights["connector"],
         lens=config.weights["lens"],
+        named=config.weights["named"],
+        compared=config.weights["compared"],
         questions=arms[FULL]["accuracy"]["n"],
         size=figures["manifest"].get("image_size", 224),
         accuracy=_accuracy_table(arms),

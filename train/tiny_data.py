@@ -9,6 +9,7 @@ seen.
 """
 
 import random
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,12 +26,16 @@ from dualstream.data_builders.scenes import (
     Scene,
     ask,
     make_scene,
+    noun_phrases,
     rasterize,
 )
 
 from .tiny_models import TOKEN_PIXELS
 
 IGNORE = -100
+PLACES = 8  # bins per axis of the coarse position
+PAIR_KINDS = ("relation", "direction")
+APART = 0.1  # centres nearer than this along an axis (canvas units) have no direction there
 OBJECT_COVER = 0.25  # an object names a cell of which it covers at least this part
 EMPTY_COVER = 0.05  # a cell of which objects cover more than this, but less than OBJECT_COVER, gets no label
 CLUTTER_COVER = (0.005, 0.03)  # below: plain background; above: clutter; between: no label
@@ -88,11 +93,51 @@ def _cell_mean(values: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
 
 @dataclass
 class Sample:
-    """One picture (its processor input), its cells and its conversations, each a list of (question, answer) turns."""
+    """One picture (its processor input), its cells and its conversations, each a list of (question, answer) turns.
+
+    `objects` (n, 5) int64 holds what the probes are asked of every object (`object_facts`), `centres` (n, 2) float64
+    its centre (x, y) in canvas units, `names` its noun phrases.
+    """
 
     image: Image.Image
     cells: Cells
     segments: list[list[Question]]
+    objects: np.ndarray
+    centres: np.ndarray
+    names: dict[int, list[str]]
+
+
+def object_facts(scene: Scene) -> np.ndarray:
+    """Place (row and column bin), colour, texture and shape of every object, (n, 5) int64."""
+    return np.asarray(
+        [
+            (
+                int(PLACES * item.y / scene.height),
+                int(PLACES * item.x / scene.width),
+                list(COLORS).index(item.color),
+                TEXTURES.index(item.texture),
+                SHAPES.index(item.shape),
+            )
+            for item in scene.objects
+        ]
+    )
+
+
+def mentions(question: Question, names: dict[int, list[str]]) -> list[tuple[int, int]]:
+    """(index of the phrase's last character, object) for every deciding object that the question names by itself."""
+    found = []
+    for index in question.objects:
+        phrases = "|".join(sorted(names.get(index, []), key=len, reverse=True))
+        match = re.search(rf"\b(?:{phrases})\b", question.text) if phrases else None
+        if match:
+            found.append((match.end() - 1, index))
+    return found
+
+
+def compare(centres: np.ndarray, first: int, second: int) -> np.ndarray:
+    """Whether `first` lies further right and further down than `second`: (2,) int64 of 0, 1 or `IGNORE`."""
+    apart = centres[first] - centres[second]
+    return np.where(np.abs(apart) < APART, IGNORE, (apart > 0).astype(np.int64))
 
 
 def make_sample(
@@ -122,7 +167,8 @@ def make_sample(
     while asked:
         turns = 2 if len(asked) > 1 and rng.random() < second_turn else 1
         segments.append([asked.pop() for _ in range(turns)])
-    return Sample(image, label_cells(scene, raster, grid), segments)
+    centres = np.asarray([(item.x, item.y) for item in scene.objects])
+    return Sample(image, label_cells(scene, raster, grid), segments, object_facts(scene), centres, noun_phrases(scene))
 
 
 class Packer:
@@ -148,11 +194,13 @@ class Packer:
         where = self.prefix.index(self.tokenizer.image_token_id)
         return self.prefix[:where] + [self.prefix[where]] * n_visual + self.prefix[where + 1 :]
 
-    def segment(self, turns: list[Question]) -> tuple[list[int], list[bool]]:
-        """Ids of a conversation after the prefix, and which of them are answers (the end-of-turn token included)."""
-        text, spans = "", []
+    def segment(self, turns: list[Question], names: dict[int, list[str]]) -> "Coded":
+        """Code a conversation, given the noun phrases of the objects."""
+        text, spans, named = "", [], []
         for number, turn in enumerate(turns):
-            text += (self.to_question if number else "") + turn.text + self.to_answer
+            text += self.to_question if number else ""
+            named += [(len(text) + last, index) for last, index in mentions(turn, names)]
+            text += turn.text + self.to_answer
             spans.append((len(text), len(text) + len(turn.answer)))
             text += turn.answer
         coded = self.tokenizer(text + self.tail, add_special_tokens=False, return_offsets_mapping=True)
@@ -160,7 +208,25 @@ class Packer:
         answer = [any(a < end and b > start for start, end in spans) for a, b in offsets]
         for index in range(1, len(ids)):
             answer[index] |= ids[index] == self._end and answer[index - 1]
-        return ids, answer
+        refers = {t: index for last, index in named for t, (a, b) in enumerate(offsets) if a <= last < b}
+        asks = [next(t for t, (_, b) in enumerate(offsets) if b > start) - 1 for start, _ in spans]
+        compares = {t: turn.objects for t, turn in zip(asks, turns, strict=True) if turn.kind in PAIR_KINDS}
+        return Coded(ids, answer, refers, compares, [turn.kind for turn in turns])
+
+
+@dataclass
+class Coded:
+    """A conversation as tokens: ids, which of them are answers (with the end of turn), objects named, question kinds.
+
+    `refers` maps the last token of a noun phrase to the object it names; `compares` the token before the answer to a
+    question about two objects to this pair.
+    """
+
+    ids: list[int]
+    answer: list[bool]
+    refers: dict[int, int]
+    compares: dict[int, tuple[int, ...]]
+    kinds: list[str]
 
 
 @dataclass
@@ -174,6 +240,9 @@ class Batch:
         offset: (B, S) int64: distance of a position from the start of its segment.
         answer: (B, S) bool, positions whose token is to be predicted.
         cells: "word", "color", "texture" -> (B, N) int64.
+        named: (B, S, 5) int64: `object_facts` of the object named by the phrase that ends here, else `IGNORE`.
+        compared: (B, S, 2) int64: where a question about two objects is to be answered, whether the first lies further
+            right (0 or 1) and further down than the second, else `IGNORE`.
         kinds: For every sample, the question kinds of every conversation (number 1, 2, ...).
         grid: (h, w).
         prefix: Length of the prefix.
@@ -186,6 +255,8 @@ class Batch:
     offset: torch.Tensor
     answer: torch.Tensor
     cells: dict[str, torch.Tensor]
+    named: torch.Tensor
+    compared: torch.Tensor
     kinds: list[list[list[str]]]
     grid: tuple[int, int]
     prefix: int
@@ -212,11 +283,12 @@ def collate(
     """
     images = processor.image_processor([sample.image for sample in samples], return_tensors="pt")
     prefix = packer.prefix_ids(grid[0] * grid[1])
-    placed = [_first_fit([(packer.segment(t), t) for t in sample.segments], block, blocks) for sample in samples]
+    placed = [_first_fit([packer.segment(t, s.names) for t in s.segments], block, blocks) for s in samples]
     count = blocks or max(len(rows) for rows in placed)
     ids = torch.full((len(samples), len(prefix) + count * block), packer.tokenizer.pad_token_id)
     segment, offset = torch.full_like(ids, -1), torch.zeros_like(ids)
-    answer = torch.zeros_like(ids, dtype=torch.bool)
+    answer, named = torch.zeros_like(ids, dtype=torch.bool), torch.full((*ids.shape, 5), IGNORE)
+    compared = torch.full((*ids.shape, 2), IGNORE)
     ids[:, : len(prefix)], segment[:, : len(prefix)] = torch.tensor(prefix), 0
     offset[:, : len(prefix)] = torch.arange(len(prefix))
     kinds: list[list[list[str]]] = []
@@ -224,27 +296,28 @@ def collate(
         kinds.append([])
         for row, conversations in enumerate(rows):
             start = len(prefix) + row * block
-            for (tokens, answers), turns in conversations:
-                kinds[b].append([turn.kind for turn in turns])
-                span = slice(start, start + len(tokens))
-                ids[b, span], answer[b, span] = torch.tensor(tokens), torch.tensor(answers)
-                segment[b, span], offset[b, span] = len(kinds[b]), torch.arange(len(tokens))
+            for coded in conversations:
+                kinds[b].append(coded.kinds)
+                span = slice(start, start + len(coded.ids))
+                ids[b, span], answer[b, span] = torch.tensor(coded.ids), torch.tensor(coded.answer)
+                segment[b, span], offset[b, span] = len(kinds[b]), torch.arange(len(coded.ids))
+                for token, index in coded.refers.items():
+                    named[b, start + token] = torch.from_numpy(samples[b].objects[index])
+                for token, pair in coded.compares.items():
+                    compared[b, start + token] = torch.from_numpy(compare(samples[b].centres, *pair))
                 start = span.stop
     cells = {
         name: torch.from_numpy(np.stack([getattr(sample.cells, name) for sample in samples]))
         for name in ("word", "color", "texture")
     }
-    return Batch(dict(images), ids, segment, offset, answer, cells, kinds, grid, len(prefix), block)
-
-
-Coded = tuple[tuple[list[int], list[bool]], list[Question]]
+    return Batch(dict(images), ids, segment, offset, answer, cells, named, compared, kinds, grid, len(prefix), block)
 
 
 def _first_fit(conversations: list[Coded], block: int, blocks: int | None) -> list[list[Coded]]:
     rows: list[list[Coded]] = []
     free: list[int] = []
     for conversation in conversations:
-        length = len(conversation[0][0])
+        length = len(conversation.ids)
         row = next((i for i, space in enumerate(free) if space >= length), len(free))
         if length > block or row == blocks:
             continue

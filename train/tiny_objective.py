@@ -7,19 +7,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from dualstream.data_builders.scenes import COLORS, TEXTURES
+from dualstream.data_builders.scenes import COLORS, SHAPES, TEXTURES
 
 from .tiny_attention import packed_masks, training_attention
-from .tiny_data import IGNORE, Batch, cell_words
-
-PLACES = 8  # bins per axis of the coarse position
+from .tiny_data import IGNORE, PLACES, Batch, cell_words
 
 
 class Probes(nn.Module):
-    """Linear heads that exist during training only: coarse position, colour and texture of a cell.
+    """Linear heads that exist during training only.
 
-    They make the cell features carry what the answers need without touching the word head, so that token maps stay
-    about content. Never exported.
+    They ask for the coarse position, colour and texture of a cell or of a named object, and for how two named objects
+    lie to each other. So the cell features carry what the answers need without touching the word head (token maps stay
+    about content), and a noun phrase of a question looks up its object. Never exported.
     """
 
     def __init__(self, width: int) -> None:
@@ -27,10 +26,13 @@ class Probes(nn.Module):
         self.sizes = (PLACES, PLACES, len(COLORS), len(TEXTURES))
         self.connector = nn.Linear(width, sum(self.sizes))
         self.output = nn.Linear(width, sum(self.sizes))
+        self.named = nn.Linear(width, sum(self.sizes) + len(SHAPES))
+        self.compared = nn.Linear(width, 4)
 
     def loss(self, head: nn.Linear, hidden: Tensor, targets: tuple[Tensor, ...]) -> Tensor:
-        """Mean cross-entropy of the four targets, each (n,) int64, for hidden (n, width)."""
-        logits = head(hidden).float().split(self.sizes, -1)
+        """Mean cross-entropy of the targets, each (n,) int64, for hidden (n, width)."""
+        sizes = (2, 2) if head is self.compared else (*self.sizes, len(SHAPES))[: len(targets)]
+        logits = head(hidden).float().split(sizes, -1)
         losses = [_cross_entropy(part, target) for part, target in zip(logits, targets, strict=True)]
         return torch.stack(losses).mean()
 
@@ -114,7 +116,7 @@ def merge_runs(features: Tensor, words: Tensor, grid: tuple[int, int]) -> tuple[
 
 
 class Objective(nn.Module):
-    """Weighted losses of a tiny model. `weights`: "answer", "connector", "lens", "probe"."""
+    """Weighted losses of a tiny model, `weights` by name: answer, connector, lens, probe, named, compared."""
 
     def __init__(self, model: PreTrainedModel, tokenizer, weights: dict[str, float]) -> None:
         super().__init__()
@@ -162,14 +164,18 @@ class Objective(nn.Module):
         masks = packed_masks(batch.segment, hidden_keys, batch.prefix, batch.block)
         language_model = self.model.model.language_model
         with training_attention(language_model):
-            hidden = language_model(
+            output = language_model(
                 inputs_embeds=embeds,
                 attention_mask=masks.blocks,  # 4-D masks pass through untouched; the attention reads `packed`
                 position_ids=position_ids(self.model, batch),
                 use_cache=False,
                 packed=masks,
-            ).last_hidden_state
+                output_hidden_states=True,
+            )
+        hidden = output.last_hidden_state
         losses, right = self._answers(batch, hidden)
+        losses["named"] = self._named_loss(batch, output.hidden_states)
+        losses["compared"] = self._compared_loss(batch, output.hidden_states)
         cells = hidden[is_image]
         lens_logits = self.model.lm_head(cells).float()
         targets = self._targets(batch)
@@ -189,6 +195,17 @@ class Objective(nn.Module):
         right = torch.zeros_like(batch.answer)
         right[:, 1:][target_here] = logits.detach().argmax(-1) == targets
         return {"answer": F.cross_entropy(logits, targets)}, right
+
+    def _named_loss(self, batch: Batch, hidden_states: tuple[Tensor, ...]) -> Tensor:
+        """A noun phrase must have found its object by a middle block, so that later blocks can compare objects."""
+        here = batch.named[..., 0] != IGNORE
+        middle = hidden_states[(2 * (len(hidden_states) - 1)) // 3]
+        return self.probes.loss(self.probes.named, middle[here], batch.named[here].unbind(-1))
+
+    def _compared_loss(self, batch: Batch, hidden_states: tuple[Tensor, ...]) -> Tensor:
+        """Before the last block, the place of an answer about two objects must know where they lie to each other."""
+        here = (batch.compared != IGNORE).any(-1)
+        return self.probes.loss(self.probes.compared, hidden_states[-2][here], batch.compared[here].unbind(-1))
 
     def _targets(self, batch: Batch) -> tuple[Tensor, ...]:
         """Flat (B·N,) targets: word (index into cell_words), row bin, column bin, colour, texture."""

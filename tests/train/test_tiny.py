@@ -49,7 +49,7 @@ def micro(family, **changes):
 def test_recipes_load(path):
     config = load_config(path)
     assert config.curriculum[-1].until == 1.0
-    assert set(config.weights) == {"answer", "connector", "lens", "probe"}
+    assert set(config.weights) == {"answer", "connector", "lens", "probe", "named", "compared"}
     assert config.lr < 0.1
 
 

@@ -21,7 +21,7 @@ SIZES = {
     "depth": 2,
     "mlp": 48,
 }
-WEIGHTS = {"answer": 1.0, "connector": 0.3, "lens": 0.3, "probe": 0.3}
+WEIGHTS = {"answer": 1.0, "connector": 0.3, "lens": 0.3, "probe": 0.3, "named": 0.5, "compared": 0.5}
 CASES = [("llava", (8, 8)), ("qwen2_vl", (8, 8)), ("qwen2_vl", (6, 9)), ("qwen2_vl", (10, 6))]
 
 
