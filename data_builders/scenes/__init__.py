@@ -1,7 +1,7 @@
 """Synthetic scenes: labelled pictures of coloured shapes with exact boxes and masks, and balanced questions."""
 
 from .build import build_scenes, stream_scenes, write_scenes
-from .questions import KINDS, Question, ask, caption, questions
+from .questions import KINDS, Question, ask, caption, noun_phrases, questions
 from .render import Raster, rasterize, render
 from .scene import COLORS, SHAPES, SPLIT_SEEDS, TEXTURES, Scene, SceneObject, make_scene
 
@@ -19,6 +19,7 @@ __all__ = [
     "build_scenes",
     "caption",
     "make_scene",
+    "noun_phrases",
     "questions",
     "rasterize",
     "render",
