@@ -80,15 +80,17 @@ def _read(model: Any, processor: Any, image: Image.Image) -> dict[str, torch.Ten
     return {place: read_visual_tokens(model, inputs, depth=k).ids[:, 0] for place, k in places.items()}
 
 
-def measure(checkpoint: Path, questions: int, split: str = "test", image_size: int = 224) -> dict[str, Any]:
+def measure(
+    checkpoint: Path, questions: int, split: str = "test", seed: int = 0, image_size: int = 224
+) -> dict[str, Any]:
     """All figures of a checkpoint."""
     started = time.time()
     model, processor = load_model(checkpoint, device="cpu")
-    items = draw_items(questions, split, image_size=image_size)
+    items = draw_items(questions, split, seed, image_size)
     arms = summarize(answer_items(model, processor, items))
     cells = measure_cells(model, processor, split=split)
     manifest = make_manifest(
-        0, started, model=checkpoint.name, split=split, questions=questions, image_size=image_size
+        seed, started, model=checkpoint.name, split=split, questions=questions, image_size=image_size
     )
     return {"arms": arms, "cells": cells, "manifest": manifest}
 
@@ -111,6 +113,7 @@ def write_card(checkpoint: Path, figures: dict[str, Any], config: TinyTrainConfi
         images=f"{config.steps * config.batch_size:,}",
         hours=f"{run['hours']:.1f}",
         notes=run["notes"],
+        looked=run["looked"],
         compress=f"{100 * config.compress_share:.0f}",
         compress_from=f"{100 * config.compress_from:.0f}",
         drop=f"{100 * config.drop_share:.0f}",
@@ -173,7 +176,7 @@ def _model_index(name: str, arms: dict[str, Any]) -> dict[str, Any]:
     return {"model-index": [{"name": name, "results": [{"task": task, "dataset": dataset, "metrics": metrics}]}]}
 
 
-def run_facts(run: Path, checkpoint: Path, notes: str) -> dict[str, Any]:
+def run_facts(run: Path, checkpoint: Path, notes: str, looked: str) -> dict[str, Any]:
     """Wall-clock hours from the run's log (pauses of more than two minutes left out), and the parameter count."""
     from safetensors import safe_open
 
@@ -181,7 +184,7 @@ def run_facts(run: Path, checkpoint: Path, notes: str) -> dict[str, Any]:
     seconds = sum(min(b - a, 120) for a, b in itertools.pairwise(times))
     with safe_open(checkpoint / "model.safetensors", "pt") as file:
         parameters = sum(int(np.prod(file.get_slice(name).get_shape())) for name in file.keys())  # noqa: SIM118
-    return {"hours": seconds / 3600, "parameters": parameters, "notes": notes}
+    return {"hours": seconds / 3600, "parameters": parameters, "notes": notes, "looked": looked}
 
 
 def main() -> None:
@@ -192,7 +195,9 @@ def main() -> None:
     parser.add_argument("--run", type=Path, required=True, help="its run folder (log.jsonl)")
     parser.add_argument("--questions", type=int, default=3000)
     parser.add_argument("--split", choices=("validation", "test"), default="test")
+    parser.add_argument("--seed", type=int, default=0, help="of the choice of scenes and questions")
     parser.add_argument("--notes", default="", help="sentence about the run for the card")
+    parser.add_argument("--looked", default="Looked at once.", help="how often the test seeds were looked at")
     parser.add_argument("--reuse", action="store_true", help="write the card from the stored evaluation.json")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -200,9 +205,9 @@ def main() -> None:
     if arguments.reuse:
         figures = json.loads(stored.read_text(encoding="utf-8"))
     else:
-        figures = measure(arguments.checkpoint, arguments.questions, arguments.split)
+        figures = measure(arguments.checkpoint, arguments.questions, arguments.split, arguments.seed)
         write_json(stored, figures)
-    facts = run_facts(arguments.run, arguments.checkpoint, arguments.notes)
+    facts = run_facts(arguments.run, arguments.checkpoint, arguments.notes, arguments.looked)
     write_card(arguments.checkpoint, figures, load_config(arguments.config), facts)
 
 
