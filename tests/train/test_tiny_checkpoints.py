@@ -15,6 +15,7 @@ from dualstream.train.tiny import TinyTrainer, load_config
 from dualstream.train.tiny_card import measure_cells
 
 NAMES = {"tiny-llava": "llava", "tiny-qwen2-vl": "qwen2_vl"}
+LEAST_ACCURACY = {"tiny-llava": 0.9, "tiny-qwen2-vl": 0.8}
 RECIPES = Path(__file__).parents[2] / "train"
 
 
@@ -59,13 +60,13 @@ def test_card_is_valid_and_complete(checkpoint):
 
 @pytest.mark.slow
 def test_held_out_answers(checkpoint):
-    _, model, processor, _ = checkpoint
+    folder, model, processor, _ = checkpoint
     items = draw_items(120, "validation", seed=3, image_size=192)
     rows = answer_items(model, processor, items, methods=("rle",), batch_size=40)
     accuracy = {
         arm: sum(r["correct"] for r in rows if r["arm"] == arm) / 120 for arm in ("full", "rle", "other picture")
     }
-    assert accuracy["full"] >= 0.9
+    assert accuracy["full"] >= LEAST_ACCURACY[folder.name]
     assert accuracy["rle"] >= accuracy["full"] - 0.05
     assert accuracy["other picture"] <= 0.6
     kept = [(row["visual_tokens"], row["kept_tokens"]) for row in rows if row["arm"] == "rle"]
