@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 # A folder may import itself and the folders before it.
-ORDER = ("modeling", "processing", "data_builders", "train", "eval", "analysis", "hub_cards", "benchmarks")
+ORDER = ("modeling", "processing", "data_builders", "eval", "train", "analysis", "hub_cards", "benchmarks")
 
 
 def run_python(code: str) -> str:
