@@ -40,7 +40,16 @@ REQUIRED = [
 TRAIN = ["accelerate>=1.15", "trl>=1.16", "peft>=0.21"]
 EVAL = ["lmms-eval>=0.7.3", "decord>=0.6"]
 SPACE = ["gradio>=6.31"]
-DEV = ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff>=0.11", "mypy>=1.14", "build>=1.2", "setuptools>=77", *TRAIN]
+DEV = [
+    "pytest>=8",
+    "pytest-xdist>=3.6",
+    "hypothesis>=6.100",
+    "ruff>=0.11",
+    "mypy>=1.14",
+    "build>=1.2",
+    "setuptools>=77",
+    *TRAIN,
+]
 
 setup(
     name="dualstream",

@@ -51,9 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--methods", nargs="+", default=list(DEFAULT_METHODS), metavar="METHOD", help="compressions to compare"
     )
-    parser.add_argument(
-        "--image-size", type=int, default=224, help="shorter side in pixels (default: %(default)s)"
-    )
+    parser.add_argument("--image-size", type=int, default=224, help="shorter side in pixels (default: %(default)s)")
     parser.add_argument("--batch-size", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0, help="of the choice of scenes and questions")
     parser.add_argument("--out", type=Path, metavar="DIR", help="write answers.parquet and summary.json")

@@ -53,15 +53,15 @@ def measure_cells(model: Any, processor: Any, scenes: int = CELL_SCENES, split: 
         raster = rasterize(scene, side)
         cells = label_cells(scene, raster, grid)
         owners = np.flatnonzero(cells.color != IGNORE)
-        truth = [_words(cells, i) for i in owners]
+        truth = [_words(cells, int(i)) for i in owners]
         other = make_scene(seed + len(seeds))
         foreign = label_cells(other, rasterize(other, side), grid)
         pool = np.flatnonzero(foreign.color != IGNORE)
-        wrong = [_words(foreign, i) for i in rng.choice(pool, len(owners))]
+        wrong = [_words(foreign, int(i)) for i in rng.choice(pool, len(owners))]
         for place, ids in _read(model, processor, Image.fromarray(raster.image)).items():
             said = [processor.tokenizer.decode([int(ids[i])]).strip() for i in owners]
-            rates[place]["readable"].append(np.mean([word in words for word, words in zip(said, truth, strict=True)]))
-            rates[place]["control"].append(np.mean([word in words for word, words in zip(said, wrong, strict=True)]))
+            rates[place]["readable"].append(float(np.mean([w in words for w, words in zip(said, truth, strict=True)])))
+            rates[place]["control"].append(float(np.mean([w in words for w, words in zip(said, wrong, strict=True)])))
     return {
         place: {name: bootstrap_mean(np.array(values)).to_dict() for name, values in by_name.items()}
         for place, by_name in rates.items()

@@ -11,6 +11,7 @@ seen.
 import random
 import re
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -176,15 +177,14 @@ class Packer:
 
     def __init__(self, processor: ProcessorMixin) -> None:
         self.tokenizer = processor.tokenizer
-        image = {"type": "image"}
-        marked = processor.apply_chat_template(
-            [
-                {"role": "user", "content": [image, {"type": "text", "text": "\0"}]},
-                {"role": "assistant", "content": [{"type": "text", "text": "\0"}]},
-                {"role": "user", "content": [{"type": "text", "text": "\0"}]},
-                {"role": "assistant", "content": [{"type": "text", "text": "\0"}]},
-            ]
-        )
+        image, text = {"type": "image"}, {"type": "text", "text": "\0"}
+        turns: list[Any] = [
+            {"role": "user", "content": [image, text]},
+            {"role": "assistant", "content": [text]},
+            {"role": "user", "content": [text]},
+            {"role": "assistant", "content": [text]},
+        ]
+        marked = processor.apply_chat_template(turns)
         self.head, self.to_answer, self.to_question, _, self.tail = marked.split("\0")
         self.prefix: list[int] = self.tokenizer(self.head).input_ids
         self._end = self.tokenizer.eos_token_id

@@ -1,6 +1,7 @@
 """Builds the two tiny vision-language models and their processors: real architectures, small sizes, random weights."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from transformers import (
     CLIPImageProcessor,
@@ -78,7 +79,7 @@ def build_processor(config: TinyModelConfig) -> ProcessorMixin:
             chat_template=tokenizer.chat_template,
         )
     # The slack of one row keeps rounding in `smart_resize` from turning a square picture into 7 x 7 tokens.
-    sizes = {
+    sizes: dict[str, Any] = {
         "size": {"shortest_edge": side * side * 3 // 4, "longest_edge": side * (side + 1)},
         "patch_size": TOKEN_PIXELS // MERGE,
         "merge_size": MERGE,
@@ -96,7 +97,7 @@ def build_model(config: TinyModelConfig, tokenizer: PreTrainedTokenizerFast) -> 
     return _llava(config, tokenizer) if config.family == "llava" else _qwen2_vl(config, tokenizer)
 
 
-def _text_sizes(config: TinyModelConfig, tokenizer: PreTrainedTokenizerFast) -> dict[str, object]:
+def _text_sizes(config: TinyModelConfig, tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
     return {
         "vocab_size": config.vocab_size,
         "hidden_size": config.width,

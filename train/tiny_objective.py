@@ -118,6 +118,8 @@ def merge_runs(features: Tensor, words: Tensor, grid: tuple[int, int]) -> tuple[
 class Objective(nn.Module):
     """Weighted losses of a tiny model, `weights` by name: answer, connector, lens, probe, named, compared."""
 
+    word_ids: Tensor
+
     def __init__(self, model: PreTrainedModel, tokenizer, weights: dict[str, float]) -> None:
         super().__init__()
         self.model, self.weights = model, weights
@@ -184,7 +186,7 @@ class Objective(nn.Module):
         kept_targets = tuple(t.masked_fill(~kept.flatten(), IGNORE) for t in targets[1:])
         losses["probe"] = self.probes.loss(self.probes.connector, features.flatten(0, 1), targets[1:])
         losses["probe"] = losses["probe"] + self.probes.loss(self.probes.output, cells, kept_targets)
-        losses["total"] = sum(self.weights[name] * losses[name] for name in self.weights)
+        losses["total"] = torch.stack([weight * losses[name] for name, weight in self.weights.items()]).sum()
         lens = lens_logits.detach().argmax(-1).view(size, visual)
         return Outcome(losses, right, reading, lens, float(kept.float().mean()))
 

@@ -42,11 +42,11 @@ def rasterize(scene: Scene, size: int = 96) -> Raster:
     width, height = round(scene.width * size), round(scene.height * size)
     image = _backdrop(scene.background, width, height, size)
     clutter = np.zeros((height, width), np.float32)
-    for item in scene.clutter:
-        window, x, y = _window(*_clutter_box(item), width, height, size)
+    for speck in scene.clutter:
+        window, x, y = _window(*_clutter_box(speck), width, height, size)
         if x.size and y.size:
-            cover = _mean(_in_capsule(item, x, y))
-            image[window] += cover[..., None] * (np.asarray(item.rgb, np.float32) - image[window])
+            cover = _mean(_in_capsule(speck, x, y))
+            image[window] += cover[..., None] * (np.asarray(speck.rgb, np.float32) - image[window])
             clutter[window] = np.maximum(clutter[window], cover)
     masks = np.zeros((len(scene.objects), height, width), bool)
     for index, item in enumerate(scene.objects):
