@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-n",
         "--questions",
         type=int,
-        default=300,
+        default=150,
         help="held-out questions measured (default: %(default)s; 0: none)",
     )
     parser.add_argument("--seed", type=int, default=0, help="of the choice of pictures and questions")
