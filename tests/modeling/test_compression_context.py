@@ -172,7 +172,9 @@ def test_model_can_be_copied_afterwards(new_tiny_model, coarse_decoder):
     tiny = new_tiny_model("llava")
     with compressing(tiny.model, decoder=coarse_decoder) as model:
         model.generate(**tiny.inputs(["ttittt"]), max_new_tokens=1)
-    copy.deepcopy(tiny.model)
+    duplicate = copy.deepcopy(tiny.model)
+    assert type(duplicate) is type(tiny.model)
+    assert torch.equal(duplicate.lm_head.weight, tiny.model.lm_head.weight)
 
 
 def test_token_tables_come_from_the_tokenizer_or_the_checkpoint(new_tiny_model, tiny_models, monkeypatch):
