@@ -118,49 +118,31 @@ class LlavaWithVisualDecoderProcessor(CompressionMixin, LlavaProcessor):
         self.compression = plain_choice(compression)
 
 
-class Qwen2VLWithVisualDecoderProcessor(CompressionMixin, Qwen2VLProcessor):
+class QwenCompressionMixin(CompressionMixin):
+    """The arguments of the three Qwen processors, spelled out once: what is not in a signature is not saved."""
+
+    def __init__(
+        self,
+        image_processor: Any = None,
+        tokenizer: Any = None,
+        video_processor: Any = None,
+        chat_template: str | None = None,
+        compression: Choice = None,
+    ) -> None:
+        super().__init__(image_processor, tokenizer, video_processor, chat_template=chat_template)  # type: ignore[call-arg]
+        self.compression = plain_choice(compression)
+
+
+class Qwen2VLWithVisualDecoderProcessor(QwenCompressionMixin, Qwen2VLProcessor):
     """Processor of Qwen2-VL with a compression choice; arguments as in `Qwen2VLProcessor`."""
 
-    def __init__(
-        self,
-        image_processor: Any = None,
-        tokenizer: Any = None,
-        video_processor: Any = None,
-        chat_template: str | None = None,
-        compression: Choice = None,
-    ) -> None:
-        super().__init__(image_processor, tokenizer, video_processor, chat_template=chat_template)
-        self.compression = plain_choice(compression)
 
-
-class Qwen2_5_VLWithVisualDecoderProcessor(CompressionMixin, Qwen2_5_VLProcessor):
+class Qwen2_5_VLWithVisualDecoderProcessor(QwenCompressionMixin, Qwen2_5_VLProcessor):
     """Processor of Qwen2.5-VL with a compression choice; arguments as in `Qwen2_5_VLProcessor`."""
 
-    def __init__(
-        self,
-        image_processor: Any = None,
-        tokenizer: Any = None,
-        video_processor: Any = None,
-        chat_template: str | None = None,
-        compression: Choice = None,
-    ) -> None:
-        super().__init__(image_processor, tokenizer, video_processor, chat_template=chat_template)
-        self.compression = plain_choice(compression)
 
-
-class Qwen3VLWithVisualDecoderProcessor(CompressionMixin, Qwen3VLProcessor):
+class Qwen3VLWithVisualDecoderProcessor(QwenCompressionMixin, Qwen3VLProcessor):
     """Processor of Qwen3-VL with a compression choice; arguments as in `Qwen3VLProcessor`."""
-
-    def __init__(
-        self,
-        image_processor: Any = None,
-        tokenizer: Any = None,
-        video_processor: Any = None,
-        chat_template: str | None = None,
-        compression: Choice = None,
-    ) -> None:
-        super().__init__(image_processor, tokenizer, video_processor, chat_template=chat_template)
-        self.compression = plain_choice(compression)
 
 
 class InternVLWithVisualDecoderProcessor(CompressionMixin, InternVLProcessor):
