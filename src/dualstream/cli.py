@@ -2,7 +2,8 @@
 
 A command module offers ``add_arguments(parser)`` and ``run(args) -> Result``. The dispatcher owns what every command
 shares: ``--json`` (one machine-readable object on stdout and nothing else there), logs on stderr, and errors that a
-person can act on (exit status 2) instead of tracebacks.
+person can act on (exit status 2) instead of tracebacks. A name of two words is a command of a group: ``dualstream
+train distill``. A module with ``PASSES_OPTIONS_ON = True`` gets the options it did not declare as ``args.overrides``.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "doctor": ("dualstream.analysis.doctor", "check the environment and what works for a checkpoint"),
     "evaluate": ("dualstream.eval.scene_questions", "accuracy on held-out scene questions, full against compressed"),
 }
+# first word of two-word commands -> help
+GROUPS: dict[str, str] = {}
 EXIT_ERROR = 2
 
 
@@ -77,9 +80,15 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
         description="Read what a vision-language model sees as text, and answer from fewer visual tokens.",
     )
     parser.add_argument("--version", action="version", version=f"dualstream {__version__}")
-    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    places = {"": commands}
+    for group, help_text in GROUPS.items():
+        group_parser = commands.add_parser(group, help=help_text, description=help_text.capitalize() + ".")
+        places[group] = group_parser.add_subparsers(metavar="COMMAND", required=True)
     for name, (module, help_text) in COMMANDS.items():
-        subparser = subparsers.add_parser(name, help=help_text, description=help_text.capitalize() + ".")
+        group, _, word = name.rpartition(" ")
+        subparser = places[group].add_parser(word, help=help_text, description=help_text.capitalize() + ".")
+        subparser.set_defaults(command=name)
         subparser.add_argument("--json", action="store_true", help="print one JSON object on stdout, nothing else")
         subparser.add_argument("-v", "--verbose", action="store_true", help="tracebacks and library warnings")
         if name == command:
@@ -112,13 +121,18 @@ def main(argv: list[str] | None = None) -> int:
         0 if all is well, 1 if the command ran and found something wrong, 2 if it could not run.
     """
     argv = sys.argv[1:] if argv is None else argv
-    command = next((word for word in argv if word in COMMANDS), None)
-    args = build_parser(command).parse_args(argv)
+    words = [word for word in argv if not word.startswith("-")]
+    command = next((name for name in (" ".join(words[:1]), " ".join(words[:2])) if name in COMMANDS), None)
+    parser = build_parser(command)
+    args, args.overrides = parser.parse_known_args(argv)
+    module = importlib.import_module(COMMANDS[args.command][0])
+    if args.overrides and not getattr(module, "PASSES_OPTIONS_ON", False):
+        parser.error(f"unknown arguments of {args.command}: {' '.join(args.overrides)}")
     if not args.verbose:
         _quieten_libraries()
     logging.basicConfig(level=logging.INFO if args.verbose else logging.WARNING, stream=sys.stderr)
     try:
-        result = importlib.import_module(COMMANDS[args.command][0]).run(args)
+        result = module.run(args)
     except (ValueError, OSError) as error:  # what a user can mend; anything else is a bug and keeps its traceback
         if args.verbose:
             raise
