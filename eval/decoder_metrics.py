@@ -1,0 +1,407 @@
+"""How well a visual decoder says, before the language model runs, what the language model would read.
+
+The teacher is the language model's own token map (the logit lens after some depth), the student a decoder of connector
+features, the baseline the plain unembedding on the same features. Figures are per image, so that intervals are taken
+over images and differences are paired.
+
+Two readings are compared under a key. Without a suffix a figure compares stripped texts (``text_class``), as a person
+reading the map would; ``_by_id`` compares vocabulary ids, as the compression does by default; ``_by_class`` compares
+the classes of a pruned decoder, to which the teacher's ids are mapped first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from dualstream.modeling.families import family_of
+from dualstream.modeling.lens import unwrapped
+from dualstream.modeling.visual_compression import CompressionConfig, run_length_plan
+from dualstream.modeling.visual_decoder import VisualDecoder, token_tables, top_k_tokens
+
+from .statistics import Estimate, bootstrap_mean
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from transformers import PreTrainedModel, ProcessorMixin
+
+BASELINE = "unembedding"
+GAIN = "_gain"  # suffix of a paired difference to the baseline
+BY_ID, BY_CLASS = "_by_id", "_by_class"
+STUDENT_READINGS, TEACHER_READINGS = 5, 2
+METHODS = {
+    "kept_ratio_difference": "rle",
+    "kept_ratio_difference_drop_top1": "rle_drop_top1",
+    "kept_ratio_difference_drop_top2": "rle_drop_top2",
+}
+
+
+def reading_agreement(
+    student_ids: torch.Tensor,
+    teacher_ids: torch.Tensor,
+    grids: torch.Tensor,
+    *,
+    image_index: torch.Tensor | None = None,
+    meaningless: torch.Tensor | None = None,
+    key: torch.Tensor | None = None,
+) -> dict[str, np.ndarray]:
+    """Compare two readings of the same cells, image by image.
+
+    Args:
+        student_ids: (N, k) long, best first, blocks one after the other in raster order.
+        teacher_ids: (N,) or (N, m) long, best first.
+        grids: (n_blocks, 2) long, height and width of every block; sum(h * w) = N.
+        image_index: (n_blocks,) long ascending, image of every block; None: every block is an image.
+        meaningless: (V,) bool, tokens of no meaning (``token_tables``); without it the figures that need it are left
+            out.
+        key: (V,) long, what a reading counts as (``text_class``, or classes of a pruned decoder); None: its own id.
+
+    Returns:
+        Name -> (n_images,) float64:
+
+        - ``top1``, ``top5``: share of cells whose best (one of whose five best) readings is the teacher's best;
+          ``top5`` only if k >= 5.
+        - ``boundary_f1``: F1 of the student's run boundaries against the teacher's. A boundary is a place between two
+          neighbouring cells of a row where the reading changes. 1 where neither has one.
+        - ``meaningless_f1``: F1 of the cells flagged as meaningless. 1 where neither flags any.
+        - ``kept_ratio_difference``, ``..._drop_top1``, ``..._drop_top2``: kept share of cells under the plan of
+          ``rle``, ``rle_drop_top1``, ``rle_drop_top2`` from the student minus from the teacher; the last only if both
+          have two readings.
+
+    Raises:
+        ValueError: numbers of cells disagree, an id is outside a table, or an image has no cells.
+    """
+    teacher_ids = teacher_ids[:, None] if teacher_ids.ndim == 1 else teacher_ids
+    student_ids, teacher_ids = student_ids.cpu().long(), teacher_ids.cpu().long()
+    grids = torch.as_tensor(grids).cpu().long()
+    meaningless = None if meaningless is None else meaningless.cpu()
+    key = None if key is None else key.cpu().long()
+    image_index = torch.arange(len(grids)) if image_index is None else image_index.cpu().long()
+    cells = _Cells.of(grids, image_index)
+    _check_readings(student_ids, teacher_ids, cells, {"meaningless": meaningless, "key": key})
+
+    student, teacher = (ids if key is None else key[ids] for ids in (student_ids, teacher_ids))
+    same = student == teacher[:, :1]
+    figures = {"top1": cells.mean(same[:, 0])}
+    if student.shape[1] >= STUDENT_READINGS:
+        figures["top5"] = cells.mean(same[:, :STUDENT_READINGS].any(1))
+    figures["boundary_f1"] = cells.f1(cells.boundaries(student[:, 0]), cells.boundaries(teacher[:, 0]))
+    if meaningless is not None:
+        figures["meaningless_f1"] = cells.f1(meaningless[student_ids[:, 0]], meaningless[teacher_ids[:, 0]])
+    for name, method in METHODS.items():
+        config = CompressionConfig(method, compare="id" if key is None else "text")
+        if (config.method != "rle" and meaningless is None) or config.top_k > min(student.shape[1], teacher.shape[1]):
+            continue
+        kept = [
+            run_length_plan(ids, grids, config, meaningless, key).kept_per_block for ids in (student_ids, teacher_ids)
+        ]
+        figures[name] = (cells.sum_blocks(kept[0]) - cells.sum_blocks(kept[1])) / cells.per_image
+    return figures
+
+
+@dataclass
+class _Cells:
+    """Where every cell lies: its image and its row, counted over the batch; and how many cells an image has."""
+
+    image: torch.Tensor
+    row: torch.Tensor
+    image_index: torch.Tensor
+    per_image: np.ndarray
+
+    @classmethod
+    def of(cls, grids: torch.Tensor, image_index: torch.Tensor) -> _Cells:
+        """Lay out the cells of all blocks."""
+        if len(image_index) != len(grids) or (image_index.diff() < 0).any():
+            raise ValueError(
+                f"image_index must be ascending, one entry per block: {len(grids)} blocks, "
+                f"image_index {image_index.tolist()}."
+            )
+        _, image_index = image_index.unique_consecutive(return_inverse=True)
+        sizes = grids.prod(-1)
+        image = image_index.repeat_interleave(sizes)
+        widths = grids[:, 1].repeat_interleave(grids[:, 0])  # of every row
+        row = torch.arange(len(widths)).repeat_interleave(widths)
+        per_image = torch.bincount(image, minlength=int(image_index.max()) + 1 if len(image_index) else 0)
+        if (per_image == 0).any():
+            raise ValueError(f"image {int((per_image == 0).nonzero()[0])} has no cells: its grids are empty.")
+        return cls(image, row, image_index, per_image.numpy())
+
+    def sum_images(self, values: torch.Tensor) -> np.ndarray:
+        """Sum a figure of every cell over each image."""
+        return np.bincount(self.image.numpy(), weights=values.double().numpy(), minlength=len(self.per_image))
+
+    def sum_blocks(self, values: torch.Tensor) -> np.ndarray:
+        """Sum a figure of every block over each image."""
+        return np.bincount(self.image_index.numpy(), weights=values.double().numpy(), minlength=len(self.per_image))
+
+    def mean(self, values: torch.Tensor) -> np.ndarray:
+        """Average a figure of every cell over each image."""
+        return self.sum_images(values) / self.per_image
+
+    def boundaries(self, reading: torch.Tensor) -> torch.Tensor:
+        """(N,) bool: does the reading change from this cell's left neighbour in the same row?"""
+        changed = torch.zeros(len(reading), dtype=torch.bool)
+        changed[1:] = (reading[1:] != reading[:-1]) & (self.row[1:] == self.row[:-1])
+        return changed
+
+    def f1(self, found: torch.Tensor, wanted: torch.Tensor) -> np.ndarray:
+        """F1 of two sets of cells in every image; 1 where both are empty."""
+        both = 2 * self.sum_images(found & wanted)
+        total = self.sum_images(found) + self.sum_images(wanted)
+        return np.where(total == 0, 1.0, both / np.maximum(total, 1))
+
+
+def _check_readings(
+    student_ids: torch.Tensor, teacher_ids: torch.Tensor, cells: _Cells, tables: Mapping[str, torch.Tensor | None]
+) -> None:
+    for name, ids in (("student_ids", student_ids), ("teacher_ids", teacher_ids)):
+        if ids.ndim != 2 or ids.shape[0] != len(cells.image) or ids.shape[1] < 1:
+            raise ValueError(
+                f"{name} must have shape (cells, readings), got {tuple(ids.shape)}; the grids have "
+                f"{len(cells.image)} cells."
+            )
+        for table_name, table in tables.items():
+            if table is not None and ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < len(table):
+                raise ValueError(f"{name} holds ids outside 0..{len(table) - 1}, the entries of {table_name}.")
+
+
+@dataclass
+class DecoderReadings:
+    """What several decoders and the language model read in the same pictures.
+
+    Attributes:
+        students: name -> (N, k) long on the CPU.
+        teacher: (N, 2) long on the CPU, the language model's two best.
+        grids: (n_blocks, 2) long on the CPU.
+        image_index: (n_blocks,) long on the CPU.
+    """
+
+    students: dict[str, torch.Tensor]
+    teacher: torch.Tensor
+    grids: torch.Tensor
+    image_index: torch.Tensor
+
+    def other_picture(self) -> torch.Tensor:
+        """The control: every image read by the language model's map of the next image.
+
+        Returns:
+            (N, 2) long; block j of an image shows block j of the next one (cyclically), stretched to its own grid.
+        """
+        sizes = self.grids.prod(-1)
+        first = sizes.cumsum(0) - sizes
+        images = self.image_index.unique_consecutive(return_inverse=True)[1]
+        blocks_of = [(images == image).nonzero().flatten().tolist() for image in range(int(images.max()) + 1)]
+        parts = []
+        for image, blocks in enumerate(blocks_of):
+            others = blocks_of[(image + 1) % len(blocks_of)]
+            for j, block in enumerate(blocks):
+                other = others[j % len(others)]
+                cells = stretched_cells(self.grids[other].tolist(), self.grids[block].tolist())
+                parts.append(self.teacher[first[other] + cells])
+        return torch.cat(parts)
+
+
+def stretched_cells(source: list[int], target: list[int]) -> torch.Tensor:
+    """(h * w,) long: for every cell of a target grid (h, w) the cell of a source grid at the same relative place."""
+    rows, columns = (
+        (torch.arange(size) * 2 + 1) * length // (2 * size) for size, length in zip(target, source, strict=True)
+    )
+    return (rows[:, None] * source[1] + columns).flatten()
+
+
+@torch.no_grad()
+def read_pictures(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    images: Iterable[Image],
+    decoders: Mapping[str, VisualDecoder],
+    teacher_depth: int | None = None,
+    final_norm: bool = True,
+    batch_size: int = 16,
+) -> DecoderReadings:
+    """Read pictures by several decoders and by the language model, with one pass of the vision tower.
+
+    Args:
+        model: a supported VLM.
+        processor: its processor.
+        images: RGB images; at least one.
+        decoders: name -> decoder of this model.
+        teacher_depth: language-model blocks the teacher runs; None: all of them.
+        final_norm: whether the teacher's states pass the final norm.
+        batch_size: images at a time.
+
+    Returns:
+        All readings, on the CPU.
+
+    Raises:
+        ValueError: no images, batch_size below 1, or a decoder of another model.
+    """
+    from tqdm import tqdm
+
+    from dualstream.modeling.lens import image_features_and_states
+    from dualstream.processing import build_inputs
+    from dualstream.processing.inference import READING_PROMPT
+
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
+    inner: Any = unwrapped(model)
+    family, head = family_of(inner), family_of(inner).unembedding(inner)
+    depth = len(family.llm_blocks(inner)) if teacher_depth is None else teacher_depth
+    for decoder in decoders.values():
+        decoder.check_compatible(inner)
+    parts: list[DecoderReadings] = []
+    for batch in _batches(tqdm(images, desc="pictures", unit="image", disable=None), batch_size):
+        inputs = build_inputs(processor, batch, [READING_PROMPT] * len(batch)).to(inner.device)
+        inputs.pop("compression", None)
+        features, states, grids = image_features_and_states(inner, inputs, depth)
+        states = family.final_norm(inner)(states) if final_norm else states
+        students = {
+            name: decoder.top_k(features, min(STUDENT_READINGS, decoder.num_classes), unembedding=head.weight).cpu()
+            for name, decoder in decoders.items()
+        }
+        teacher, _ = top_k_tokens(states, head.weight, TEACHER_READINGS, bias=head.bias)
+        image_index = family.image_of_block(inner, inputs, grids, inputs["input_ids"])
+        parts.append(DecoderReadings(students, teacher.cpu(), grids, image_index))
+    if not parts:
+        raise ValueError("images must hold at least one picture.")
+    return _joined(parts)
+
+
+def _batches(images: Iterable[Image], size: int) -> Iterator[list[Image]]:
+    batch: list[Image] = []
+    for image in images:
+        batch.append(image)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _joined(parts: list[DecoderReadings]) -> DecoderReadings:
+    offset, shifted = 0, []
+    for part in parts:
+        shifted.append(replace(part, image_index=part.image_index + offset))
+        offset += int(part.image_index.max()) + 1
+    return DecoderReadings(
+        {name: torch.cat([part.students[name] for part in parts]) for name in parts[0].students},
+        torch.cat([part.teacher for part in parts]),
+        torch.cat([part.grids for part in parts]),
+        torch.cat([part.image_index for part in shifted]),
+    )
+
+
+def agreement_figures(
+    readings: DecoderReadings,
+    student_ids: torch.Tensor,
+    meaningless: torch.Tensor,
+    text_class: torch.Tensor,
+    classes: torch.Tensor | None = None,
+) -> dict[str, np.ndarray]:
+    """All figures of one student: plain (by text), ``_by_id``, and ``_by_class`` when classes are given.
+
+    Args:
+        readings: gives teacher and grids.
+        student_ids: (N, k) long.
+        meaningless: (V,) bool.
+        text_class: (V,) long.
+        classes: (V,) long, class of every vocabulary id under a pruned decoder.
+
+    Returns:
+        Name -> (n_images,); see ``reading_agreement``.
+    """
+    keys = {"": text_class, BY_ID: None} | ({} if classes is None else {BY_CLASS: classes})
+    figures = {}
+    for suffix, key in keys.items():
+        found = reading_agreement(
+            student_ids,
+            readings.teacher,
+            readings.grids,
+            image_index=readings.image_index,
+            meaningless=meaningless,
+            key=key,
+        )
+        # Whether a token means anything does not depend on what it is compared with.
+        figures |= {name + suffix: values for name, values in found.items() if not suffix or name != "meaningless_f1"}
+    return figures
+
+
+def estimate_figures(
+    figures: Mapping[str, np.ndarray], baseline: Mapping[str, np.ndarray] | None = None, seed: int = 0
+) -> dict[str, Estimate]:
+    """Means over images with bootstrap intervals, and paired differences to a baseline on the same images.
+
+    Args:
+        figures: name -> (n_images,).
+        baseline: the same figures of the baseline; for every one it has, ``<name>_gain`` is added.
+        seed: of the resampling.
+
+    Returns:
+        Name -> estimate.
+    """
+    estimates = {name: bootstrap_mean(values, seed) for name, values in figures.items()}
+    for name in [name for name in figures if name in (baseline or {})]:
+        estimates[name + GAIN] = bootstrap_mean(figures[name] - baseline[name], seed)  # type: ignore[index]
+    return estimates
+
+
+def measure_decoder(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    images: Iterable[Image],
+    decoder: VisualDecoder,
+    teacher_depth: int | None = None,
+    final_norm: bool = True,
+    batch_size: int = 16,
+    *,
+    seed: int = 0,
+) -> dict[str, Estimate]:
+    """Measure one decoder against the language model's own map, and against the plain unembedding.
+
+    Args:
+        model: a supported VLM.
+        processor: its processor, with tokenizer.
+        images: RGB images; the units of the intervals.
+        decoder: the decoder to measure.
+        teacher_depth: language-model blocks the teacher runs; None: all of them.
+        final_norm: whether the teacher's states pass the final norm.
+        batch_size: images at a time.
+        seed: of the bootstrap.
+
+    Returns:
+        The figures of ``reading_agreement`` (by text), with ``_by_id`` and, for a pruned decoder, ``_by_class``; each
+        also with ``_gain``, the paired difference to the plain unembedding. A pruned decoder has ``other_share`` too:
+        cells whose true reading it can only call "other".
+    """
+    inner: Any = unwrapped(model)
+    weight = family_of(inner).unembedding(inner).weight
+    decoders = {BASELINE: VisualDecoder.from_unembedding(weight), "decoder": decoder}
+    readings = read_pictures(model, processor, images, decoders, teacher_depth, final_norm, batch_size)
+    tables = token_tables(processor.tokenizer, weight.shape[0])
+    classes = classes_of(decoder)
+    baseline, figures = (
+        agreement_figures(readings, readings.students[name], *tables, classes) for name in (BASELINE, "decoder")
+    )
+    if classes is not None:
+        figures["other_share"] = other_share(readings, decoder)
+    return estimate_figures(figures, baseline, seed)
+
+
+def classes_of(decoder: VisualDecoder) -> torch.Tensor | None:
+    """(V,) long on the CPU: class of every vocabulary id, None for a decoder whose classes are the vocabulary."""
+    if decoder.kind != "pruned":
+        return None
+    return decoder.classes_of_tokens(torch.arange(decoder.vocab_size)).long().cpu()
+
+
+def other_share(readings: DecoderReadings, decoder: VisualDecoder) -> np.ndarray:
+    """(n_images,): share of cells whose teacher reading falls into a pruned decoder's last class, "other"."""
+    classes = classes_of(decoder)
+    if classes is None:
+        raise ValueError(f"only a pruned decoder has the class 'other', this one is {decoder.kind!r}.")
+    cells = _Cells.of(readings.grids, readings.image_index)
+    return cells.mean(classes[readings.teacher[:, 0]] == decoder.num_classes - 1)
