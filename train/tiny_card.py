@@ -95,8 +95,11 @@ def measure(
     return {"arms": arms, "cells": cells, "manifest": manifest}
 
 
-def write_card(checkpoint: Path, figures: dict[str, Any], config: TinyTrainConfig, run: dict[str, Any]) -> None:
-    """Write `README.md` from figures, recipe and run facts."""
+def write_card(
+    checkpoint: Path, figures: dict[str, Any], recipes: dict[str, TinyTrainConfig], run: dict[str, Any]
+) -> None:
+    """Write `README.md` from figures, recipes (file name -> recipe, in the order they were run) and run facts."""
+    config, last = next(iter(recipes.values())), list(recipes.values())[-1]
     template = Template((Path(__file__).parent / "tiny_card.md").read_text(encoding="utf-8"))
     llava = config.model.family == "llava"
     tower = "CLIP ViT (12-pixel patches)" if llava else "Qwen2-VL ViT (6-pixel patches, 2-D RoPE, 2 x 2 merge)"
@@ -104,17 +107,22 @@ def write_card(checkpoint: Path, figures: dict[str, Any], config: TinyTrainConfi
     arms = {row["arm"]: row for row in figures["arms"]}
     text = template.substitute(
         name=checkpoint.name,
-        recipe=f"train/tiny_{config.model.family}.yaml",
+        recipe=f"train/{next(iter(recipes))}",
+        continued="".join(
+            f", continued in the same folder by `{name}` ({recipe.steps:,} steps)"
+            for name, recipe in list(recipes.items())[1:]
+        ),
         model_class="LlavaForConditionalGeneration" if llava else "Qwen2VLForConditionalGeneration",
         architecture=f"{tower}, {config.model.vision_depth} blocks of width {config.model.vision_width}; "
         f"{language}, {config.model.depth} blocks of width {config.model.width}",
         parameters=f"{run['parameters'] / 1e6:.2f}",
         vision_images=f"{config.vision_steps * config.vision_batch:,}",
-        images=f"{config.steps * config.batch_size:,}",
+        images=f"{sum(recipe.steps * recipe.batch_size for recipe in recipes.values()):,}",
         hours=f"{run['hours']:.1f}",
         notes=run["notes"],
         looked=run["looked"],
         compress=f"{100 * config.compress_share:.0f}",
+        compress_last=f"{100 * last.compress_share:.0f}",
         compress_from=f"{100 * config.compress_from:.0f}",
         drop=f"{100 * config.drop_share:.0f}",
         connector=config.weights["connector"],
@@ -191,7 +199,9 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(prog="python -m dualstream.train.tiny_card")
     parser.add_argument("--checkpoint", type=Path, required=True, help="folder to measure; gets the card")
-    parser.add_argument("--config", type=Path, required=True, help="the recipe it was trained with")
+    parser.add_argument(
+        "--config", type=Path, nargs="+", required=True, help="the recipes it was trained with, in order"
+    )
     parser.add_argument("--run", type=Path, required=True, help="its run folder (log.jsonl)")
     parser.add_argument("--questions", type=int, default=3000)
     parser.add_argument("--split", choices=("validation", "test"), default="test")
@@ -208,7 +218,8 @@ def main() -> None:
         figures = measure(arguments.checkpoint, arguments.questions, arguments.split, arguments.seed)
         write_json(stored, figures)
     facts = run_facts(arguments.run, arguments.checkpoint, arguments.notes, arguments.looked)
-    write_card(arguments.checkpoint, figures, load_config(arguments.config), facts)
+    recipes = {path.name: load_config(path) for path in arguments.config}
+    write_card(arguments.checkpoint, figures, recipes, facts)
 
 
 if __name__ == "__main__":
