@@ -31,6 +31,15 @@ _HOMES = {
     "modeling_qwen2_vl_visual_decoder": ("Qwen2VLWithVisualDecoder",),
     "modeling_qwen3_vl_visual_decoder": ("Qwen3VLWithVisualDecoder",),
     "prompt_plan": ("PromptPlan", "plan_prompt"),
+    "rope_formulas": ("RopeScaling",),
+    "rope_scaling": (
+        "apply_rope_scaling",
+        "freeze_rope_scaling",
+        "remove_rope_scaling",
+        "rope_scaled",
+        "rope_scaling_of",
+    ),
+    "rope_towers": ("ROTARY_TOWERS", "RotaryTower"),
     "visual_compression": (
         "METHODS",
         "POOLINGS",
