@@ -153,8 +153,8 @@ def check_identity(model, processor, inputs) -> tuple[bool, str]:
     from dualstream.modeling import VisualDecoder, compressing, family_of
 
     class EveryCellDiffers(VisualDecoder):
-        def top_k(self, features, k=1):
-            ids = torch.arange(features.shape[0], device=features.device) % self.weight.shape[0]
+        def top_k(self, features, k=1, unembedding=None):
+            ids = torch.arange(features.shape[0], device=features.device) % self.vocab_size
             return ids[:, None].expand(-1, k)
 
     decoder = EveryCellDiffers.from_unembedding(family_of(model).unembedding(model).weight)

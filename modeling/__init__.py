@@ -23,8 +23,9 @@ _HOMES = {
         "Qwen2_5_VLWithVisualDecoderConfig",
         "Qwen3VLWithVisualDecoderConfig",
     ),
+    "decoder_tables": ("token_tables",),
     "families": ("FAMILIES", "Family", "family_of"),
-    "lens": ("VisualReading", "read_visual_tokens", "visual_features"),
+    "lens": ("VisualReading", "image_features_and_states", "read_visual_tokens", "visual_features"),
     "modeling_internvl_visual_decoder": ("InternVLWithVisualDecoder",),
     "modeling_llava_visual_decoder": ("LlavaWithVisualDecoder",),
     "modeling_qwen2_5_vl_visual_decoder": ("Qwen2_5_VLWithVisualDecoder",),
@@ -49,7 +50,7 @@ _HOMES = {
         "merge_features",
         "run_length_plan",
     ),
-    "visual_decoder": ("VisualDecoder", "token_tables"),
+    "visual_decoder": ("VisualDecoder",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -100,7 +100,7 @@ def _usable_decoder(
         return decoder
     if tokenizer is None:
         tokenizer = _tokenizer_of(model, config)
-    return VisualDecoder.from_unembedding(decoder.weight, tokenizer)
+    return decoder.with_token_tables(tokenizer)
 
 
 def _tokenizer_of(model: nn.Module, config: CompressionConfig) -> Any:

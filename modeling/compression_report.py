@@ -129,7 +129,7 @@ def compress_image_output(
     features = flatten_features(output.pooler_output)
     grids = family.feature_blocks(model, image_inputs, output.pooler_output)
     rows = _row_of_block(input_ids, family.image_token_id(model.config), grids, len(features))
-    ids = decoder.top_k(features, config.top_k)
+    ids = decoder.top_k(features, config.top_k, family.unembedding(model).weight)
     tables = {}
     if config.needs_token_tables:
         tables = {"meaningless": decoder.meaningless.to(ids.device), "text_class": decoder.text_class.to(ids.device)}

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from .families import family_of, flatten_features
-from .visual_decoder import VisualDecoder, top_k_tokens
+from .visual_decoder import VisualDecoder
+from .vocabulary_scores import top_k_tokens
 
 PROMPT_LENGTH_INPUTS = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids", "position_ids")
 NOT_FOR_LENS = ("labels", "compression", "past_key_values", "use_cache", "logits_to_keep")
@@ -19,7 +20,7 @@ class VisualReading:
 
     Attributes:
         ids: (N, k) long, vocabulary ids, best first; blocks one after the other in raster order.
-        scores: (N, k) float32, log-probabilities over the whole vocabulary.
+        scores: (N, k) float32, log-probabilities over the whole vocabulary, or over the classes of a pruned decoder.
         grids: (n_blocks, 2) long on the CPU, height and width of every feature block (image or tile).
         image_index: (n_blocks,) long on the CPU, the image each block belongs to, counted over the batch.
     """
@@ -98,8 +99,10 @@ def read_visual_tokens(
         if final_norm:
             states = family.final_norm(model)(states)
     unembedding = family.unembedding(model)
-    weight, bias = (unembedding.weight, unembedding.bias) if decoder is None else (decoder.weight, None)
-    ids, scores = top_k_tokens(states, weight, top_k, bias=bias)
+    if decoder is None:
+        ids, scores = top_k_tokens(states, unembedding.weight, top_k, bias=unembedding.bias)
+    else:
+        ids, scores = decoder.read(states, top_k, unembedding.weight)
     return VisualReading(ids, scores, grids, image_index)
 
 
@@ -122,8 +125,31 @@ def image_hidden_states(model: nn.Module, inputs: Any, depth: int) -> torch.Tens
     Raises:
         ValueError: if the depth is out of range or there are no images.
     """
+    return image_features_and_states(model, inputs, depth)[1]
+
+
+@torch.no_grad()
+def image_features_and_states(
+    model: nn.Module, inputs: Any, depth: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return what a visual decoder gets to see and what it is to predict from it, in one pass through the encoder.
+
+    Args:
+        model: a supported model, possibly wrapped by PEFT.
+        inputs: what its processor returned; needs images.
+        depth: blocks of the language model executed, 0..L; no further one runs, nor the prompt after its last image.
+
+    Returns:
+        features: (N, d), the connector output, as ``visual_features``; states: (N, d), the residual stream at the
+        same image positions, before the final norm, as ``image_hidden_states``; grids: (n_blocks, 2) long on the CPU,
+        height and width of every feature block.
+
+    Raises:
+        ValueError: if the depth is out of range or there are no images.
+    """
     model = unwrapped(model)
-    return _hidden_states(model, inputs, _encode(model, inputs)[0], depth)
+    output, grids, _ = _encode(model, inputs)
+    return flatten_features(output.pooler_output), _hidden_states(model, inputs, output, depth), grids
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

@@ -1,50 +1,89 @@
-"""The visual decoder: one linear map from a connector feature to vocabulary scores, and the tables that go with it."""
+"""The visual decoder: a linear map from a connector feature to scores of what it reads as, and its tables."""
 
-import json
-import unicodedata
-from pathlib import Path
+import copy
+import os
 from typing import Any
 
 import torch
 from torch import nn
 
-# Shipped files may import torch and transformers only; these two are thin wrappers of safetensors.
-from transformers.modeling_utils import load_state_dict, safe_save_file
+from .decoder_files import load_decoder_files, save_decoder_files
+from .decoder_tables import UNKNOWN_CLASS, check_classes, resized_tables, token_tables
+from .vocabulary_scores import mean_row, require_readable, top_k_tokens
 
-WEIGHTS_NAME = "visual_decoder.safetensors"
-CONFIG_NAME = "visual_decoder.json"
-UNKNOWN_CLASS = -1
+KINDS = ("linear", "factored", "pruned")
 
 
 class VisualDecoder(nn.Module):
     """Read connector features (N, d) as vocabulary ids, "Reading Images Like Texts" (arXiv 2509.19191).
 
+    All kinds score by ``M (T x)``, without bias. ``linear``, the paper's: M is a weight of its own with one row per
+    vocabulary entry. ``factored``: T is its own d x d map, M the model's unembedding, which callers hand in at every
+    call and which is never stored here. ``pruned``: M has one row per class of tokens, the last being "other".
+
     Attributes:
-        weight: (V, d) parameter; no bias.
+        kind: ``linear``, ``factored`` or ``pruned``.
+        weight: (V, d) parameter, (C, d) if pruned, None if factored.
+        transform: (d, d) parameter of a factored decoder, else None.
+        class_tokens: (C,) long buffer of a pruned decoder, the token each class reads as, else None.
+        token_classes: (V,) int32 buffer of a pruned decoder, the class of every token, else None.
         meaningless: (V,) bool buffer, tokens whose text is empty or only punctuation, symbols, spaces or controls.
         text_class: (V,) long buffer, the first token with the same stripped text; -1 while no tokenizer was given.
+        training_facts: what the trainer noted down, JSON values; empty for a decoder that was not trained.
+        origin: where it was loaded from, for error messages.
 
     Args:
         vocab_size: V.
         hidden_size: d, the width of the language model.
-        initializer_range: standard deviation of the initial weight.
+        kind: ``linear``, ``factored`` or ``pruned``.
+        num_classes: C, of a pruned decoder only.
+        initializer_range: standard deviation of the initial weight; a transform starts as the identity.
+
+    Raises:
+        ValueError: for an unknown kind, or a number of classes that the kind cannot have.
     """
 
+    weight: Any
+    transform: Any
+    class_tokens: Any
+    token_classes: Any
     meaningless: torch.Tensor
     text_class: torch.Tensor
 
-    def __init__(self, vocab_size: int, hidden_size: int, initializer_range: float = 0.02) -> None:
+    def __init__(
+        self,
+        vocab_size: int,
+        hidden_size: int,
+        kind: str = "linear",
+        num_classes: int | None = None,
+        initializer_range: float = 0.02,
+    ) -> None:
         super().__init__()
-        self.initializer_range = initializer_range
-        self.weight = nn.Parameter(torch.empty(vocab_size, hidden_size))
+        _check_kind(kind, num_classes)
+        self.kind, self.initializer_range = kind, initializer_range
+        self.training_facts: dict[str, Any] = {}
+        self.origin = ""
+        rows = vocab_size if num_classes is None else num_classes
+        factored, pruned = kind == "factored", kind == "pruned"
+        self.register_parameter("weight", None if factored else nn.Parameter(torch.empty(rows, hidden_size)))
+        square = nn.Parameter(torch.empty(hidden_size, hidden_size)) if factored else None
+        self.register_parameter("transform", square)
         self.register_buffer("meaningless", torch.zeros(vocab_size, dtype=torch.bool))
         self.register_buffer("text_class", torch.full((vocab_size,), UNKNOWN_CLASS, dtype=torch.long))
-        nn.init.normal_(self.weight, std=initializer_range)
+        self.register_buffer("class_tokens", torch.zeros(rows, dtype=torch.long) if pruned else None)
+        self.register_buffer("token_classes", torch.zeros(vocab_size, dtype=torch.int32) if pruned else None)
+        self._reset_weights()
 
     def reset_parameters(self) -> None:
-        """Draw a new weight and forget the tables; used for tensors a checkpoint lacks."""
-        nn.init.normal_(self.weight, std=self.initializer_range)
+        """Draw a new weight, or make the transform the identity, and forget the tables of the tokenizer."""
+        self._reset_weights()
         self.reset_token_tables()
+
+    def _reset_weights(self) -> None:
+        if self.kind == "factored":
+            nn.init.eye_(self.transform)
+        else:
+            nn.init.normal_(self.weight, std=self.initializer_range)
 
     def reset_token_tables(self) -> None:
         """Forget the tokenizer tables."""
@@ -52,66 +91,171 @@ class VisualDecoder(nn.Module):
         self.text_class.fill_(UNKNOWN_CLASS)
 
     @property
+    def own_parameter(self) -> nn.Parameter:
+        """The one parameter: ``transform`` of a factored decoder, else ``weight``."""
+        return self.transform if self.kind == "factored" else self.weight
+
+    @property
     def vocab_size(self) -> int:
         """Number of vocabulary entries, V."""
-        return self.weight.shape[0]
+        return self.meaningless.shape[0]
 
     @property
     def hidden_size(self) -> int:
         """Width of the features it reads, d."""
-        return self.weight.shape[1]
+        return self.own_parameter.shape[1]
+
+    @property
+    def num_classes(self) -> int:
+        """Number of readings it chooses from: C if pruned, else V."""
+        return self.class_tokens.shape[0] if self.kind == "pruned" else self.vocab_size
+
+    @property
+    def num_own_parameters(self) -> int:
+        """Trainable numbers, without the unembedding that a factored decoder borrows."""
+        return self.own_parameter.numel()
+
+    @property
+    def multiply_adds(self) -> int:
+        """Multiply-adds per visual token, with the unembedding that a factored decoder borrows."""
+        transform = self.hidden_size**2 if self.kind == "factored" else 0
+        return transform + self.num_classes * self.hidden_size
 
     @property
     def has_token_tables(self) -> bool:
         """Whether the tokenizer tables are filled."""
         return self.vocab_size > 0 and int(self.text_class[0]) != UNKNOWN_CLASS
 
+    @property
+    def tokens_of_classes(self) -> torch.Tensor:
+        """(num_classes,) long, the token each class reads as; unless pruned, every token is a class."""
+        if self.kind == "pruned":
+            return self.class_tokens
+        return torch.arange(self.vocab_size, device=self.meaningless.device)
+
+    def classes_of_tokens(self, ids: torch.Tensor) -> torch.Tensor:
+        """Return the class of every token id, long, of the shape and on the device of `ids`."""
+        return self.token_classes.to(ids.device)[ids].long() if self.kind == "pruned" else ids
+
     def extra_repr(self) -> str:
         """Describe the shape in ``print(model)``."""
-        return f"vocab_size={self.vocab_size}, hidden_size={self.hidden_size}"
+        classes = f", num_classes={self.num_classes}" if self.kind == "pruned" else ""
+        return f"kind={self.kind}, vocab_size={self.vocab_size}, hidden_size={self.hidden_size}{classes}"
 
-    def forward(self, features: torch.Tensor, k: int | None = None, chunk_size: int = 8192) -> torch.Tensor:
+    def matrix(self, unembedding: torch.Tensor | None = None) -> torch.Tensor:
+        """Return M, the (num_classes, d) matrix that scores what ``transformed`` returns.
+
+        Raises:
+            ValueError: if the decoder is factored and `unembedding` is absent or of another shape.
+        """
+        if self.kind != "factored":
+            return self.weight
+        expected = (self.vocab_size, self.hidden_size)
+        if unembedding is None or tuple(unembedding.shape) != expected:
+            given = "None" if unembedding is None else f"of shape {tuple(unembedding.shape)}"
+            raise ValueError(
+                f"unembedding is {given}, but a factored visual decoder reads with the output matrix {expected} of "
+                "its model: pass unembedding=model.get_output_embeddings().weight"
+            )
+        return unembedding
+
+    def transformed(self, features: torch.Tensor) -> torch.Tensor:
+        """Return T x for features (..., d), in the dtype of the decoder's own parameter."""
+        features = features.to(self.own_parameter.dtype)
+        return features if self.transform is None else nn.functional.linear(features, self.transform)
+
+    def forward(
+        self,
+        features: torch.Tensor,
+        k: int | None = None,
+        unembedding: torch.Tensor | None = None,
+        chunk_size: int = 8192,
+        log_probs: bool = False,
+    ) -> Any:
         """Score features, or read them.
 
         Args:
             features: (..., d) floating point.
-            k: return the k best readings instead of scores, see ``top_k``.
-            chunk_size: vocabulary entries scored at a time when reading.
+            k: return the k best readings instead of scores, see ``read``.
+            unembedding: (V, d) output matrix of the model; a factored decoder needs it, others ignore it.
+            chunk_size: classes scored at a time when reading.
+            log_probs: with `k`, return the log-probabilities of the readings too.
 
         Returns:
-            (..., V) scores, not normalised; with `k`, (N, k) long.
+            (..., num_classes) scores in the dtype of the decoder's own parameter, not normalised, with gradients;
+            with `k`, (N, k) long token ids; with `log_probs`, both values of ``read``.
         """
+        matrix = self.matrix(unembedding)
         if k is None:
-            return nn.functional.linear(features, self.weight)
-        return top_k_tokens(features, self.weight, k, chunk_size=chunk_size)[0]
+            hidden = self.transformed(features)
+            return nn.functional.linear(hidden, matrix.to(hidden.dtype))
+        classes, scores = top_k_tokens(features, matrix, k, chunk_size=chunk_size, transform=self.transform)
+        ids = self.class_tokens.to(classes.device)[classes] if self.kind == "pruned" else classes
+        return (ids, scores) if log_probs else ids
 
     @torch.no_grad()
-    def top_k(self, features: torch.Tensor, k: int = 1, chunk_size: int = 8192) -> torch.Tensor:
-        """Return the k best readings of every feature without building all N x V scores.
+    def read(
+        self, features: torch.Tensor, k: int = 1, unembedding: torch.Tensor | None = None, chunk_size: int = 8192
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the k best readings of every feature and how sure they are, without holding all scores at once.
 
         Args:
             features: (N, d) of any floating dtype; scored in float32.
-            k: readings per feature, at most V.
-            chunk_size: vocabulary entries scored at a time.
+            k: readings per feature, at most num_classes.
+            unembedding: (V, d) output matrix of the model; a factored decoder needs it, others ignore it.
+            chunk_size: classes scored at a time.
 
         Returns:
-            (N, k) long, best first, on the device of `features`.
+            ids: (N, k) long token ids, best first; log_probs: (N, k) float32, log-softmax over the decoder's classes.
+            Both on the device of `features`.
 
         Raises:
-            ValueError: if the width of `features` is not d, or k is out of range.
+            ValueError: if the width of `features` is not d, k is out of range, or a needed `unembedding` is absent.
         """
+        borrowed = require_readable(self.matrix(unembedding)) if self.kind == "factored" else None
         # By way of the module call, so that the hooks of an offloaded module bring its weight.
-        return self(features, k, chunk_size).to(features.device)
+        ids, scores = self(features, k, borrowed, chunk_size, log_probs=True)
+        return ids.to(features.device), scores.to(features.device)
+
+    def top_k(
+        self, features: torch.Tensor, k: int = 1, unembedding: torch.Tensor | None = None, chunk_size: int = 8192
+    ) -> torch.Tensor:
+        """Return the k best readings of every feature, (N, k) long token ids, best first; see ``read``."""
+        return self.read(features, k, unembedding, chunk_size)[0]
 
     def set_token_tables(self, tokenizer: Any) -> None:
-        """Fill both tables from a tokenizer."""
+        """Fill the tables ``meaningless`` and ``text_class`` from a tokenizer."""
         meaningless, text_class = token_tables(tokenizer, self.vocab_size)
         self.meaningless.copy_(meaningless)
         self.text_class.copy_(text_class)
 
+    def with_token_tables(self, tokenizer: Any) -> "VisualDecoder":
+        """Return a decoder that shares the weights of this one and has tokenizer tables of its own."""
+        decoder = copy.copy(self)
+        decoder._buffers = dict(self._buffers)
+        decoder.meaningless, decoder.text_class = self.meaningless.clone(), self.text_class.clone()
+        decoder.set_token_tables(tokenizer)
+        return decoder
+
+    def set_classes(self, token_classes: torch.Tensor, class_tokens: torch.Tensor) -> None:
+        """Fill the class tables of a pruned decoder.
+
+        Args:
+            token_classes: (V,) integer class of every token; the last class is "other".
+            class_tokens: (C,) integer token each class reads as, one of its own.
+
+        Raises:
+            ValueError: if the decoder has no classes, or the tables do not fit it or each other.
+        """
+        if self.kind != "pruned" or len(class_tokens) != self.num_classes:
+            raise ValueError(f"class_tokens names {len(class_tokens)} classes; the decoder has {self.extra_repr()}")
+        check_classes(token_classes, class_tokens, self.vocab_size)
+        self.token_classes.copy_(token_classes)
+        self.class_tokens.copy_(class_tokens)
+
     @classmethod
     def from_unembedding(cls, weight: torch.Tensor, tokenizer: Any | None = None) -> "VisualDecoder":
-        """Make a decoder that reads with a language model's own output matrix.
+        """Make a linear decoder that reads with a language model's own output matrix.
 
         Args:
             weight: (V, d) output (unembedding) matrix; its memory is shared, nothing is copied.
@@ -126,6 +270,77 @@ class VisualDecoder(nn.Module):
             decoder.set_token_tables(tokenizer)
         return decoder
 
+    @classmethod
+    @torch.no_grad()
+    def initialized(
+        cls,
+        kind: str,
+        unembedding: torch.Tensor,
+        token_classes: torch.Tensor | None = None,
+        class_tokens: torch.Tensor | None = None,
+        tokenizer: Any | None = None,
+    ) -> "VisualDecoder":
+        """Make a trainable float32 decoder that reads, as nearly as its kind can, like the unembedding.
+
+        Args:
+            kind: ``linear`` copies the matrix, ``factored`` starts at the identity, ``pruned`` takes the row of each
+                class's token and, for "other", the mean row of its tokens.
+            unembedding: (V, d) output matrix; left alone.
+            token_classes: for ``pruned``, see ``set_classes``.
+            class_tokens: for ``pruned``, see ``set_classes``.
+            tokenizer: fills the token tables when given.
+
+        Raises:
+            ValueError: for an unknown kind, or class tables that are absent, of no use to the kind, or inconsistent.
+        """
+        tables_given = [table is not None for table in (token_classes, class_tokens)]
+        if tables_given != [kind == "pruned"] * 2:
+            raise ValueError(f"kind={kind!r}: token_classes and class_tokens go with a pruned decoder, and only there")
+        num_classes = None if class_tokens is None else len(class_tokens)
+        like = torch.empty(0, device=unembedding.device)
+        decoder = cls.blank(*unembedding.shape, kind=kind, num_classes=num_classes, like=like)
+        if kind == "factored":
+            decoder._reset_weights()
+        elif token_classes is None or class_tokens is None:
+            decoder.weight.copy_(unembedding)
+        else:
+            decoder.set_classes(token_classes, class_tokens)
+            decoder.weight.copy_(unembedding[decoder.class_tokens])
+            rest = decoder.token_classes == decoder.num_classes - 1
+            if bool(rest.any()):
+                decoder.weight[-1] = mean_row(unembedding, rest)
+        if tokenizer is not None:
+            decoder.set_token_tables(tokenizer)
+        return decoder
+
+    @classmethod
+    def blank(
+        cls, vocab_size: int, hidden_size: int, kind: str, num_classes: int | None, like: torch.Tensor
+    ) -> "VisualDecoder":
+        """Make a decoder to be filled in, on the device and in the dtype of `like`: only its token tables are set."""
+        with torch.device("meta"):
+            decoder = cls(vocab_size, hidden_size, kind, num_classes).to(like.dtype)
+        decoder.to_empty(device=like.device).reset_token_tables()
+        return decoder
+
+    @torch.no_grad()
+    def resized(self, unembedding: torch.Tensor) -> "VisualDecoder":
+        """Return a decoder for a vocabulary that grew or shrank at its end; tables as in ``resized_tables``.
+
+        Args:
+            unembedding: (V', d) the resized output matrix; a linear decoder reads new tokens with its rows.
+        """
+        own, size = self.own_parameter.detach(), len(unembedding)
+        num_classes = self.num_classes if self.kind == "pruned" else None
+        decoder = self.blank(size, self.hidden_size, self.kind, num_classes, own)
+        if self.kind == "linear":
+            own = torch.cat([own[:size], unembedding[len(own) :].to(own)])
+        decoder.own_parameter.copy_(own)
+        for name, table in resized_tables(dict(self.named_buffers()), size).items():
+            decoder.get_buffer(name).copy_(table)
+        decoder.training_facts, decoder.origin = self.training_facts, self.origin
+        return decoder.requires_grad_(self.own_parameter.requires_grad)
+
     def check_compatible(self, model: nn.Module) -> None:
         """Check that the decoder was made for a model of this width and vocabulary.
 
@@ -135,115 +350,54 @@ class VisualDecoder(nn.Module):
         expected = tuple(model.get_output_embeddings().weight.shape)
         found = (self.vocab_size, self.hidden_size)
         if found != expected:
+            origin = f" from {self.origin}" if self.origin else ""
             raise ValueError(
-                f"this visual decoder has vocabulary x width {found} but {type(model).__name__} has {expected}: "
-                "it belongs to another model; load the decoder trained for this one, or pass decoder=None to read "
-                "with the model's own output matrix"
+                f"this visual decoder{origin} has vocabulary x width {found} but {type(model).__name__} has "
+                f"{expected}: it belongs to another model; load the decoder trained for this one, or pass "
+                "decoder=None to read with the model's own output matrix"
             )
 
-    def save_pretrained(self, directory: str | Path) -> None:
-        """Write the weight, the tables and a small description into a folder."""
-        directory = Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
-        safe_save_file(tensors, directory / WEIGHTS_NAME, metadata={"format": "pt"})
-        description = {"vocab_size": self.vocab_size, "hidden_size": self.hidden_size}
-        (directory / CONFIG_NAME).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+    def save_pretrained(self, directory: str | os.PathLike) -> None:
+        """Write ``visual_decoder.safetensors`` (weight and tables) and ``visual_decoder.json`` into a folder."""
+        description = {
+            "kind": self.kind,
+            "vocab_size": self.vocab_size,
+            "hidden_size": self.hidden_size,
+            "num_classes": self.num_classes,
+            "training": self.training_facts,
+        }
+        save_decoder_files(directory, self.state_dict(), description)
 
     @classmethod
-    def from_pretrained(cls, directory: str | Path) -> "VisualDecoder":
-        """Read a folder written by ``save_pretrained``.
+    def from_pretrained(cls, source: str | os.PathLike, **hub_arguments: Any) -> "VisualDecoder":
+        """Read what ``save_pretrained`` wrote, by itself or beside the weights of a model.
+
+        Args:
+            source: a folder or a Hub id.
+            **hub_arguments: ``revision``, ``token``, ``subfolder`` and the like.
 
         Raises:
             ValueError: if a file is missing or does not hold a visual decoder.
         """
-        directory = Path(directory)
-        for name in (CONFIG_NAME, WEIGHTS_NAME):
-            if not (directory / name).is_file():
-                raise ValueError(f"{directory} holds no visual decoder: the file {name} is missing")
-        description = json.loads((directory / CONFIG_NAME).read_text(encoding="utf-8"))
-        tensors = load_state_dict(str(directory / WEIGHTS_NAME))
+        description, tensors = load_decoder_files(source, hub_arguments)
         try:
-            decoder = cls(int(description["vocab_size"]), int(description["hidden_size"]))
-            decoder = decoder.to(tensors["weight"].dtype)
+            kind = description.get("kind", "linear")
+            num_classes = description["num_classes"] if kind == "pruned" else None
+            like = tensors["transform" if kind == "factored" else "weight"]
+            decoder = cls.blank(description["vocab_size"], description["hidden_size"], kind, num_classes, like)
             decoder.load_state_dict(tensors)
-        except (KeyError, TypeError, RuntimeError) as error:
-            raise ValueError(f"{directory} does not hold a readable visual decoder: {error}") from error
+            if kind == "pruned":
+                check_classes(decoder.token_classes, decoder.class_tokens, decoder.vocab_size)
+        except (AttributeError, KeyError, TypeError, RuntimeError, ValueError) as error:
+            raise ValueError(f"{source} does not hold a readable visual decoder: {error}") from error
+        decoder.training_facts, decoder.origin = dict(description.get("training") or {}), str(source)
         return decoder
 
 
-def top_k_tokens(
-    features: torch.Tensor,
-    weight: torch.Tensor,
-    k: int = 1,
-    bias: torch.Tensor | None = None,
-    chunk_size: int = 8192,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Find the k highest-scoring vocabulary entries, one slice of the vocabulary at a time.
-
-    Args:
-        features: (N, d) floating point.
-        weight: (V, d) floating point, possibly on another device or of another dtype.
-        k: entries per feature.
-        bias: (V,) or None.
-        chunk_size: vocabulary entries scored at a time; memory is N x chunk_size float32.
-
-    Returns:
-        ids: (N, k) long, best first; log_probs: (N, k) float32, log-softmax over the whole vocabulary.
-
-    Raises:
-        ValueError: if the widths differ, k is not within 1..V, or the weight is offloaded or quantized.
-    """
-    vocab_size, hidden_size = weight.shape
-    if weight.is_meta:
-        raise ValueError(
-            "the matrix that reads the features is offloaded; load the model with a device_map that keeps lm_head on "
-            "a device, or pass a visual decoder"
-        )
-    if not weight.is_floating_point():
-        raise ValueError(
-            f"the matrix that reads the features is quantized ({weight.dtype}); keep the output head unquantized, "
-            "or pass a visual decoder"
-        )
-    if features.ndim != 2 or features.shape[1] != hidden_size:
-        raise ValueError(f"features has shape {tuple(features.shape)}; expected (cells, {hidden_size})")
-    if not 1 <= k <= vocab_size:
-        raise ValueError(f"k={k} must lie within 1..{vocab_size}, the vocabulary size")
-    inputs = features.detach().to(weight.device, torch.float32)
-    best = inputs.new_empty(len(inputs), 0)
-    best_ids = best.long()
-    normalizer = inputs.new_full((len(inputs),), -torch.inf)
-    for begin in range(0, vocab_size, chunk_size):
-        scores = inputs @ weight[begin : begin + chunk_size].detach().float().T
-        if bias is not None:
-            scores = scores + bias[begin : begin + chunk_size].detach().float()
-        normalizer = torch.logaddexp(normalizer, scores.logsumexp(dim=1))
-        top, index = scores.topk(min(k, scores.shape[1]), dim=1)
-        best, order = torch.cat([best, top], dim=1).topk(min(k, best.shape[1] + top.shape[1]), dim=1)
-        best_ids = torch.cat([best_ids, index + begin], dim=1).gather(1, order)
-    return best_ids.to(features.device), (best - normalizer[:, None]).to(features.device)
-
-
-def token_tables(tokenizer: Any, vocab_size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Describe every vocabulary entry by its text, once.
-
-    Args:
-        tokenizer: any transformers tokenizer.
-        vocab_size: V, the rows of the output matrix (often more than the tokenizer has).
-
-    Returns:
-        meaningless: (V,) bool, true if the stripped text is empty or holds only characters of the Unicode categories
-            P, S, Z and C (so pieces of a broken character, which decode to the replacement sign, count), for special
-            and added tokens, and beyond the tokenizer.
-        text_class: (V,) long, the first id with the same stripped text.
-    """
-    known = min(vocab_size, len(tokenizer))
-    texts = [text.strip() for text in tokenizer.batch_decode([[index] for index in range(known)])]
-    special = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}
-    meaningless = torch.ones(vocab_size, dtype=torch.bool)
-    text_class = torch.arange(vocab_size)
-    first_with_text: dict[str, int] = {}
-    for index, text in enumerate(texts):
-        meaningless[index] = index in special or all(unicodedata.category(char)[0] in "PSZC" for char in text)
-        text_class[index] = first_with_text.setdefault(text, index)
-    return meaningless, text_class
+def _check_kind(kind: str, num_classes: int | None) -> None:
+    if kind not in KINDS:
+        raise ValueError(f"kind={kind!r} is no visual decoder; choose one of {', '.join(KINDS)}")
+    if kind != "pruned" and num_classes is not None:
+        raise ValueError(f"num_classes={num_classes} is for a pruned decoder; a {kind} one chooses from all tokens")
+    if kind == "pruned" and (isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 1):
+        raise ValueError(f"num_classes={num_classes!r} of a pruned decoder must be an integer of at least 1")

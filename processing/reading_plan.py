@@ -75,8 +75,7 @@ def _new_plan(compression: Any, ids: np.ndarray, grids: Grids, tokenizer: Any) -
     """Compute the plan that a model would use for these readings."""
     import torch
 
-    from dualstream.modeling.visual_compression import CompressionConfig, run_length_plan
-    from dualstream.modeling.visual_decoder import token_tables
+    from dualstream.modeling import CompressionConfig, run_length_plan, token_tables
 
     config = CompressionConfig.from_any(compression)
     tables: tuple[Any, Any] = (None, None)

@@ -56,7 +56,7 @@ def test_last_columns_keep_their_meaning(family, padding, tiny_model, coarse_dec
     """Labels, logits_to_keep and TRL-style slices count from the right edge."""
 
     class ConstantReader(VisualDecoder):
-        def top_k(self, features, k=1, chunk_size=8192):
+        def top_k(self, features, k=1, unembedding=None):
             return torch.full((len(features), k), 7)
 
     tiny = tiny_model(family)
@@ -75,7 +75,7 @@ def test_last_columns_keep_their_meaning(family, padding, tiny_model, coarse_dec
 @pytest.mark.parametrize("family", FAMILIES)
 def test_nothing_merged_is_stock_bit_for_bit(family, tiny_model, coarse_decoder):
     class DistinctReader(VisualDecoder):
-        def top_k(self, features, k=1, chunk_size=8192):
+        def top_k(self, features, k=1, unembedding=None):
             return (torch.arange(len(features))[:, None] + torch.arange(k)) % self.vocab_size
 
     tiny = tiny_model(family)

@@ -5,7 +5,12 @@ import torch
 
 from dualstream.modeling.compression_context import compressing
 from dualstream.modeling.families import FAMILIES, family_of
-from dualstream.modeling.lens import image_hidden_states, read_visual_tokens, visual_features
+from dualstream.modeling.lens import (
+    image_features_and_states,
+    image_hidden_states,
+    read_visual_tokens,
+    visual_features,
+)
 from dualstream.modeling.visual_decoder import VisualDecoder
 
 MODELS = [*FAMILIES, "llava_phi"]
@@ -54,6 +59,33 @@ def test_every_depth_equals_the_hidden_state_there(name, tiny_model):
         assert torch.equal(plain.ids[:, 0], tiny.model.lm_head(ours).argmax(-1))
         normed = read_visual_tokens(tiny.model, inputs, depth=depth)
         assert torch.equal(normed.ids[:, 0], tiny.model.lm_head(family.final_norm(tiny.model)(ours)).argmax(-1))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_features_and_states_come_from_one_pass_of_the_encoder(name, tiny_model):
+    tiny = tiny_model(name)
+    model, inputs, encoded, ran = tiny.model, tiny.inputs(ROWS), [], []
+    family = family_of(model)
+    towers = {family.vision_tower(model): encoded, **dict.fromkeys(family.llm_blocks(model), ran)}
+    handles = [
+        module.register_forward_hook(lambda *_, calls=calls: calls.append(1)) for module, calls in towers.items()
+    ]
+    for depth in (0, 1, 2):
+        encoded.clear(), ran.clear()
+        features, states, grids = image_features_and_states(model, inputs, depth)
+        assert (len(encoded), len(ran)) == (1, depth)
+        assert not features.requires_grad and not states.requires_grad
+        assert torch.equal(features, torch.cat(visual_features(model, inputs)))
+        assert torch.equal(states, image_hidden_states(model, inputs, depth))
+        assert torch.equal(grids, read_visual_tokens(model, inputs).grids)
+    for handle in handles:
+        handle.remove()
+    normed = family.final_norm(model)(states)
+    with torch.no_grad():
+        logits = image_rows(model, inputs, model(**inputs).logits)
+    assert torch.allclose(model.lm_head(normed), logits, atol=1e-5)
+    with pytest.raises(ValueError, match=r"depth=3 must lie within 0\.\.2"):
+        image_features_and_states(model, inputs, 3)
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -8,7 +8,9 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from dualstream.modeling.visual_decoder import VisualDecoder, token_tables, top_k_tokens
+from dualstream.modeling.decoder_tables import token_tables
+from dualstream.modeling.visual_decoder import VisualDecoder
+from dualstream.modeling.vocabulary_scores import top_k_tokens
 
 
 @pytest.fixture(scope="module")
