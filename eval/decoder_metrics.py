@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -213,7 +214,6 @@ def stretched_cells(source: list[int], target: list[int]) -> torch.Tensor:
     return (rows[:, None] * source[1] + columns).flatten()
 
 
-@torch.no_grad()
 def read_pictures(
     model: PreTrainedModel,
     processor: ProcessorMixin,
@@ -242,33 +242,46 @@ def read_pictures(
     """
     from tqdm import tqdm
 
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
+    for decoder in decoders.values():
+        decoder.check_compatible(unwrapped(model))
+    batches = _batches(tqdm(images, desc="pictures", unit="image", disable=None), batch_size)
+    parts = [read_batch(model, processor, batch, decoders, teacher_depth, final_norm) for batch in batches]
+    if not parts:
+        raise ValueError("images must hold at least one picture.")
+    return _joined(parts)
+
+
+@torch.no_grad()
+def read_batch(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    images: list[Image],
+    decoders: Mapping[str, VisualDecoder] = MappingProxyType({}),
+    teacher_depth: int | None = None,
+    final_norm: bool = True,
+) -> DecoderReadings:
+    """Read one batch of pictures; see ``read_pictures``. By causality no prompt changes what is read."""
     from dualstream.modeling.lens import image_features_and_states
     from dualstream.processing import build_inputs
     from dualstream.processing.inference import READING_PROMPT
 
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
     inner: Any = unwrapped(model)
-    family, head = family_of(inner), family_of(inner).unembedding(inner)
+    family = family_of(inner)
+    head = family.unembedding(inner)
     depth = len(family.llm_blocks(inner)) if teacher_depth is None else teacher_depth
-    for decoder in decoders.values():
-        decoder.check_compatible(inner)
-    parts: list[DecoderReadings] = []
-    for batch in _batches(tqdm(images, desc="pictures", unit="image", disable=None), batch_size):
-        inputs = build_inputs(processor, batch, [READING_PROMPT] * len(batch)).to(inner.device)
-        inputs.pop("compression", None)
-        features, states, grids = image_features_and_states(inner, inputs, depth)
-        states = family.final_norm(inner)(states) if final_norm else states
-        students = {
-            name: decoder.top_k(features, min(STUDENT_READINGS, decoder.num_classes), unembedding=head.weight).cpu()
-            for name, decoder in decoders.items()
-        }
-        teacher, _ = top_k_tokens(states, head.weight, TEACHER_READINGS, bias=head.bias)
-        image_index = family.image_of_block(inner, inputs, grids, inputs["input_ids"])
-        parts.append(DecoderReadings(students, teacher.cpu(), grids, image_index))
-    if not parts:
-        raise ValueError("images must hold at least one picture.")
-    return _joined(parts)
+    inputs = build_inputs(processor, images, [READING_PROMPT] * len(images)).to(inner.device)
+    inputs.pop("compression", None)
+    features, states, grids = image_features_and_states(inner, inputs, depth)
+    states = family.final_norm(inner)(states) if final_norm else states
+    students = {
+        name: decoder.top_k(features, min(STUDENT_READINGS, decoder.num_classes), unembedding=head.weight).cpu()
+        for name, decoder in decoders.items()
+    }
+    teacher, _ = top_k_tokens(states, head.weight, TEACHER_READINGS, bias=head.bias)
+    image_index = family.image_of_block(inner, inputs, grids, inputs["input_ids"])
+    return DecoderReadings(students, teacher.cpu(), grids, image_index)
 
 
 def _batches(images: Iterable[Image], size: int) -> Iterator[list[Image]]:

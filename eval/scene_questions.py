@@ -10,8 +10,9 @@ import argparse
 import random
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,8 @@ from .statistics import bootstrap_mean, paired_difference, proportion
 if TYPE_CHECKING:
     from PIL.Image import Image
     from transformers import PreTrainedModel, ProcessorMixin
+
+    from dualstream.modeling import VisualDecoder
 
 # A caption has no single right answer, so captions are not scored by exact match.
 SCORED_KINDS = ("presence", "attribute", "count", "where", "relation", "direction")
@@ -41,6 +44,23 @@ class Item:
     question: str
     truth: str
     image: Image
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to answer all items.
+
+    Attributes:
+        name: as it stands in the rows.
+        compression: a compression method, None for the full prompt.
+        images: pictures to answer from, one per item; None: each item's own.
+        decoder_for: (first, end) -> visual decoder that compresses the items of this range; None: the model's own.
+    """
+
+    name: str
+    compression: str | None = None
+    images: list[Image] | None = None
+    decoder_for: Callable[[int, int], VisualDecoder] | None = None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -120,60 +140,79 @@ def answer_items(
         batch_size: questions per ``generate`` call.
 
     Returns:
-        One row per item and arm: seed, kind, question, truth, arm, answer, correct, visual_tokens, kept_tokens.
+        One row per item and arm, see ``answer_arm``.
     """
     from tqdm import tqdm
 
-    from dualstream.processing import answer_questions
-
     shifted = [item.image for item in items[1:] + items[:1]]
-    arms: list[tuple[str, str | None, list[Image]]] = [
-        (name, None if name in (FULL, CONTROL) else name, shifted if name == CONTROL else [i.image for i in items])
+    arms = [
+        Arm(name, None if name in (FULL, CONTROL) else name, shifted if name == CONTROL else None)
         for name in (FULL, *methods, CONTROL)
     ]
-    rows = []
-    with tqdm(total=len(arms) * len(items), desc="questions", unit="q", disable=None) as progress:
-        for name, compression, images in arms:
-            for start in range(0, len(items), batch_size):
-                batch = items[start : start + batch_size]
-                answers = answer_questions(
-                    model,
-                    processor,
-                    images[start : start + batch_size],
-                    [item.question for item in batch],
-                    compression=compression,
-                    max_new_tokens=8,
-                )
-                for item, answer in zip(batch, answers, strict=True):
-                    rows.append(
-                        {
-                            "seed": item.seed,
-                            "kind": item.kind,
-                            "question": item.question,
-                            "truth": item.truth,
-                            "arm": name,
-                            "answer": answer.text,
-                            "correct": normalize(answer.text) == normalize(item.truth),
-                            "visual_tokens": answer.visual_tokens,
-                            "kept_tokens": answer.kept_tokens,
-                        }
-                    )
-                progress.update(len(batch))
-    return rows
+    rows = chain.from_iterable(answer_arm(model, processor, items, arm, batch_size) for arm in arms)
+    return list(tqdm(rows, total=len(arms) * len(items), desc="questions", unit="q", disable=None))
 
 
-def summarize(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Accuracy by arm and kind, paired difference to the full prompt, reduction rate; each with n and a 95 % interval.
+def answer_arm(
+    model: PreTrainedModel, processor: ProcessorMixin, items: list[Item], arm: Arm, batch_size: int = 50
+) -> Iterator[dict[str, Any]]:
+    """Answer every item in one way.
+
+    Args:
+        model: a supported VLM.
+        processor: its processor.
+        items: the questions.
+        arm: the way.
+        batch_size: questions per ``generate`` call.
+
+    Yields:
+        One row per item: seed, kind, question, truth, arm, answer, correct, visual_tokens, kept_tokens.
+    """
+    from dualstream.processing import answer_questions
+
+    images = [item.image for item in items] if arm.images is None else arm.images
+    for start in range(0, len(items), batch_size):
+        batch = items[start : start + batch_size]
+        answers = answer_questions(
+            model,
+            processor,
+            images[start : start + batch_size],
+            [item.question for item in batch],
+            compression=arm.compression,
+            decoder=None if arm.decoder_for is None else arm.decoder_for(start, start + len(batch)),
+            max_new_tokens=8,
+        )
+        for item, answer in zip(batch, answers, strict=True):
+            yield {
+                "seed": item.seed,
+                "kind": item.kind,
+                "question": item.question,
+                "truth": item.truth,
+                "arm": arm.name,
+                "answer": answer.text,
+                "correct": normalize(answer.text) == normalize(item.truth),
+                "visual_tokens": answer.visual_tokens,
+                "kept_tokens": answer.kept_tokens,
+            }
+
+
+def summarize(rows: list[dict[str, Any]], references: Iterable[str] = (FULL,)) -> list[dict[str, Any]]:
+    """Accuracy by arm and kind, paired differences, reduction rate; each with n and a 95 % interval.
+
+    Args:
+        rows: of ``answer_items``, the same items in every arm.
+        references: arms that all others are compared with, as ``difference_to_<arm>``.
 
     Returns:
         One object per arm, in the order of appearance.
     """
     arms = list(dict.fromkeys(row["arm"] for row in rows))
     by_arm = {arm: [row for row in rows if row["arm"] == arm] for arm in arms}
-    full = np.array([row["correct"] for row in by_arm[FULL]])
+    correct_of = {arm: np.array([row["correct"] for row in by_arm[arm]]) for arm in arms}
+    references = list(references)
     summary = []
     for arm in arms:
-        correct = np.array([row["correct"] for row in by_arm[arm]])
+        correct = correct_of[arm]
         kinds = np.array([row["kind"] for row in by_arm[arm]])
         reduction = np.array([1 - row["kept_tokens"] / row["visual_tokens"] for row in by_arm[arm]])
         summary.append(
@@ -183,7 +222,12 @@ def summarize(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 "accuracy_by_kind": {
                     kind: proportion(correct[kinds == kind]).to_dict() for kind in dict.fromkeys(kinds.tolist())
                 },
-                "difference_to_full": None if arm == FULL else paired_difference(correct, full).to_dict(),
+                **{
+                    f"difference_to_{reference}": None
+                    if arm == reference
+                    else paired_difference(correct, correct_of[reference]).to_dict()
+                    for reference in references
+                },
                 "reduction_rate": bootstrap_mean(reduction).to_dict(),
             }
         )
