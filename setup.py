@@ -37,7 +37,7 @@ REQUIRED = [
     "pyyaml>=6",
     "tqdm>=4.66",
 ]
-TRAIN = ["accelerate>=1.15", "trl>=1.16", "peft>=0.21"]
+TRAIN = ["accelerate>=1.15", "trl>=1.16", "peft>=0.21", "matplotlib>=3.9"]
 EVAL = ["lmms-eval>=0.7.3", "decord>=0.6"]
 SPACE = ["gradio>=6.31"]
 DEV = [

@@ -29,9 +29,12 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "ask": ("dualstream.analysis.ask", "ask about one image, with all and with fewer visual tokens"),
     "doctor": ("dualstream.analysis.doctor", "check the environment and what works for a checkpoint"),
     "evaluate": ("dualstream.eval.scene_questions", "accuracy on held-out scene questions, full against compressed"),
+    "train distill": ("dualstream.train.distill", "teach a visual decoder what the language model reads"),
 }
 # first word of two-word commands -> help
-GROUPS: dict[str, str] = {}
+GROUPS: dict[str, str] = {
+    "train": "train a part of a model",
+}
 EXIT_ERROR = 2
 
 

@@ -1,0 +1,292 @@
+"""The command ``dualstream train distill``: one run folder, from a configuration to a decoder with its card.
+
+    dualstream train distill --config tiny-llava --output_dir runs/tiny-llava-decoder
+    dualstream train distill --config my.yaml --learning_rate 2e-4 --decoder_kind pruned
+
+The run can be killed at any time: the same command continues it and ends with the same weights. With several
+processes (on a CPU with ACCELERATE_USE_CPU=true in the environment)::
+
+    torchrun --nproc_per_node 2 -m dualstream.cli train distill --config my.yaml
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dualstream.cli import Result
+from dualstream.eval.manifest import make_manifest, write_json
+
+if TYPE_CHECKING:
+    from dualstream.modeling import VisualDecoder
+
+    from .distillation import VisualDecoderDistillationTrainer
+    from .distillation_config import DistillationConfig
+    from .image_dataset import ImageSets, ImageSubset
+
+PASSES_OPTIONS_ON = True
+PRESETS = {
+    path.stem.removeprefix("distill_").replace("_", "-"): path for path in Path(__file__).parent.glob("distill_*.yaml")
+}
+SETTINGS, RESULT, CLASSES = "configuration.json", "distillation.json", "classes"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's own arguments; every field of ``DistillationConfig`` is an option too."""
+    presets = ", ".join(sorted(PRESETS))
+    parser.add_argument(
+        "--config", required=True, metavar="FILE", help=f"YAML file with the settings, or a preset: {presets}"
+    )
+    parser.add_argument(
+        "--install",
+        type=Path,
+        metavar="FOLDER",
+        help="also put the decoder beside the weights of this checkpoint, where load_model finds it",
+    )
+    parser.epilog = (
+        "Every setting is an option as well, e.g. --train_images photos --decoder_kind pruned --learning_rate 2e-4; "
+        "see dualstream.train.distillation_config and transformers.TrainingArguments."
+    )
+
+
+def run(args: argparse.Namespace) -> Result:
+    """Train, or continue a run, or report one that is finished."""
+    with contextlib.redirect_stdout(sys.stderr):  # stdout belongs to the result
+        config = read_config(args.config, args.overrides)
+        record = distill(config)
+        if args.install is not None:
+            install(Path(str(config.output_dir)), args.install)
+    if int(os.environ.get("RANK", "0")):  # one process speaks for all
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    return Result({"output_dir": config.output_dir, **record}, _text(config, record))
+
+
+def read_config(source: str, options: list[str]) -> DistillationConfig:
+    """Read the settings of a run.
+
+    Args:
+        source: a YAML file or the name of a preset.
+        options: ``--field value`` pairs that take precedence.
+
+    Raises:
+        ValueError: there is no such file, or a field or value is not accepted.
+    """
+    from trl import TrlParser
+
+    from .distillation_config import DistillationConfig
+
+    path = PRESETS.get(source, Path(source))
+    if not path.is_file():
+        raise ValueError(f"config={source!r} is neither a file nor a preset ({', '.join(sorted(PRESETS))}).")
+    parser = TrlParser([DistillationConfig], prog="dualstream train distill")
+    (config,) = parser.parse_args_and_config(["--config", str(path), *options])
+    return config
+
+
+def distill(config: DistillationConfig) -> dict[str, Any]:
+    """Run a distillation to its end in ``config.output_dir``, from where it stands.
+
+    Returns:
+        The record in ``distillation.json``: decoder, data, curves, figures and manifest.
+
+    Raises:
+        ValueError: the folder holds another run, processes do not know of each other, or a setting does not fit.
+    """
+    from .distillation import last_complete_checkpoint
+
+    started = time.time()
+    _require_one_group(config)
+    folder = Path(str(config.output_dir))
+    with config.main_process_first(desc="run folder"):
+        claim_folder(folder, config)
+    if (folder / RESULT).is_file():
+        return json.loads((folder / RESULT).read_text(encoding="utf-8"))
+    trainer, images = make_trainer(config, folder)
+    checkpoint = last_complete_checkpoint(folder) if trainer.is_world_process_zero() else None
+    checkpoint = _agreed(checkpoint)
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    record: dict[str, Any] = {}
+    if trainer.is_world_process_zero():
+        record = finish(trainer, images, folder, started)
+    trainer.accelerator.wait_for_everyone()
+    return record
+
+
+def claim_folder(folder: Path, config: DistillationConfig) -> None:
+    """Make the run folder, or check that the run in it is this one.
+
+    Raises:
+        ValueError: the folder holds another run, or something else.
+    """
+    settings, path = json.loads(json.dumps(config.run_settings())), folder / SETTINGS
+    if path.is_file():
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        changed = [name for name in settings if stored.get(name) != settings[name]]
+        if changed:
+            shown = ", ".join(f"{name}: {stored.get(name)!r} there, {settings[name]!r} now" for name in changed[:5])
+            raise ValueError(
+                f"output_dir={folder} holds a run of another configuration ({shown}); choose another folder, or "
+                "remove that one."
+            )
+        return
+    if folder.is_dir() and any(folder.iterdir()):
+        raise ValueError(f"output_dir={folder} is not empty and holds no run of this command; choose another folder.")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(path, settings)
+
+
+def make_trainer(
+    config: DistillationConfig, folder: Path, **trainer_options: Any
+) -> tuple[VisualDecoderDistillationTrainer, ImageSets]:
+    """Load model, images and decoder and put them together.
+
+    Args:
+        config: the settings.
+        folder: keeps hashes of images and the classes of a pruned decoder for a run that is continued.
+        **trainer_options: passed to the trainer, e.g. ``callbacks``.
+    """
+    from dualstream.modeling import load_model
+    from dualstream.processing import register_processors
+
+    from .distillation import VisualDecoderDistillationTrainer
+    from .image_dataset import load_image_sets
+
+    register_processors()
+    options = {} if config.model_revision is None else {"revision": config.model_revision}
+    model, processor = load_model(config.model, device=config.device, dtype=config.model_dtype, **options)
+    with config.main_process_first(desc="images"):
+        images = load_image_sets(config, folder)
+    with config.main_process_first(desc="classes"):
+        decoder = make_decoder(config, model, processor, images.train, folder)
+    trainer = VisualDecoderDistillationTrainer(
+        decoder,
+        model,
+        processor,
+        args=config,
+        train_dataset=images.train,
+        eval_dataset=images.validation,
+        **trainer_options,
+    )
+    return trainer, images
+
+
+def make_decoder(
+    config: DistillationConfig, model: Any, processor: Any, images: ImageSubset, folder: Path
+) -> VisualDecoder:
+    """Make the decoder a run starts from; the classes of a pruned one are chosen once and kept in the folder."""
+    from dualstream.modeling import VisualDecoder
+
+    from .decoder_classes import read_classes
+
+    unembedding = model.get_output_embeddings().weight.detach()
+    if config.decoder_kind != "pruned":
+        return VisualDecoder.initialized(config.decoder_kind, unembedding, tokenizer=processor.tokenizer)
+    start = folder / CLASSES
+    if not start.is_dir():
+        tables = read_classes(config, model, processor, images)
+        decoder = VisualDecoder.initialized(
+            "pruned", unembedding, tables.token_classes, tables.class_tokens, processor.tokenizer
+        )
+        decoder.training_facts = {"coverage": tables.coverage.to_dict()}
+        unfinished = folder / f".{CLASSES}"
+        decoder.save_pretrained(unfinished)
+        os.replace(unfinished, start)
+    return VisualDecoder.from_pretrained(start).to(model.device)
+
+
+def finish(
+    trainer: VisualDecoderDistillationTrainer, images: ImageSets, folder: Path, started: float
+) -> dict[str, Any]:
+    """Measure the trained decoder and write it, its record and its card."""
+    from .distill_card import write_card
+    from .distill_measure import measure
+
+    config = trainer.args
+    role, held_out = ("validation", images.validation) if images.test is None else ("test", images.test)
+    decoder = trainer.finished_decoder()
+    state = trainer.state
+    facts = {
+        "model": config.model,
+        "model_revision": config.model_revision,
+        "teacher_depth": trainer.depth,
+        "final_norm": config.final_norm,
+        "alpha": config.alpha,
+        "temperature": config.temperature,
+        "steps": state.best_global_step or state.global_step,
+        "images": len(images.train),
+        **trainer.decoder.training_facts,
+    }
+    decoder.training_facts = facts
+    figures = measure(trainer.teacher, trainer.processing_class, held_out, decoder, config, trainer.depth)
+    record = {
+        "decoder": {
+            "kind": decoder.kind,
+            "classes": decoder.num_classes,
+            "parameters": decoder.num_own_parameters,
+            "multiply_adds_per_token": decoder.multiply_adds,
+            **facts,
+        },
+        "images": images.report,
+        "measured_on": role,
+        "figures": figures,
+        "curves": state.log_history,
+        "manifest": make_manifest(config.seed, started, settings=config.run_settings()),
+    }
+    decoder.save_pretrained(folder)
+    write_card(folder, record)
+    write_json(folder / RESULT, record)
+    return record
+
+
+def install(run_folder: Path, checkpoint: Path) -> None:
+    """Put the decoder of a finished run beside the weights of a checkpoint.
+
+    Raises:
+        ValueError: the folder holds no model, or a model of another width or vocabulary.
+    """
+    from transformers import AutoConfig
+
+    from dualstream.modeling import VisualDecoder
+
+    decoder = VisualDecoder.from_pretrained(run_folder)
+    if not (checkpoint / "config.json").is_file():
+        raise ValueError(f"install={checkpoint} holds no model: config.json is missing.")
+    text = AutoConfig.from_pretrained(checkpoint).get_text_config()
+    found = (decoder.vocab_size, decoder.hidden_size)
+    if decoder.hidden_size != text.hidden_size or decoder.vocab_size != text.vocab_size:
+        raise ValueError(
+            f"install={checkpoint} has vocabulary x width ({text.vocab_size}, {text.hidden_size}), the decoder "
+            f"{found}: it belongs to another model."
+        )
+    decoder.save_pretrained(checkpoint)
+
+
+def _require_one_group(config: DistillationConfig) -> None:
+    """Stop processes that were started together but do not know of each other: each would train by itself."""
+    announced = int(os.environ.get("WORLD_SIZE", "1"))
+    if config.world_size != announced:
+        raise ValueError(
+            f"{announced} processes were started but each believes to be one of {config.world_size}; on a CPU set "
+            "ACCELERATE_USE_CPU=true for torchrun."
+        )
+
+
+def _agreed(checkpoint: Path | None) -> Path | None:
+    """What the main process found, in every process."""
+    from accelerate.utils import broadcast_object_list
+
+    found: list[Any] = [checkpoint]
+    broadcast_object_list(found)
+    return found[0]
+
+
+def _text(config: DistillationConfig, record: dict[str, Any]) -> str:
+    from .distill_card import figure_table
+
+    return f"{figure_table(record)}\n\n{config.output_dir}: decoder, card (README.md) and record ({RESULT})"
