@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoProcessor, PreTrainedConfig, PreTrained
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 from transformers.utils import logging
 
+from .decoder_files import holds_decoder
 from .families import FAMILIES, family_of
 from .modeling_internvl_visual_decoder import InternVLWithVisualDecoder
 from .modeling_llava_visual_decoder import LlavaWithVisualDecoder
@@ -77,7 +78,7 @@ def load_model(
     device: str | torch.device | None = None,
     dtype: str | torch.dtype = "auto",
     *,
-    visual_decoder: bool = False,
+    visual_decoder: bool | None = None,
     **kwargs: Any,
 ) -> tuple[PreTrainedModel, ProcessorMixin]:
     """Load a vision-language model and its processor, and check that every weight came from the checkpoint.
@@ -86,8 +87,9 @@ def load_model(
         name_or_path: an embedded name such as ``tiny-llava``, a folder, or a Hub id.
         device: where to put the model; default the first accelerator, else the CPU. Leave it out with ``device_map``.
         dtype: torch dtype or its name; ``"auto"`` takes the checkpoint's.
-        visual_decoder: load a stock checkpoint into our class of its family (``XWithVisualDecoder``), whose decoder
-            starts as a copy of the unembedding. A checkpoint of ours is loaded into our class in any case.
+        visual_decoder: whether to load a stock checkpoint into our class of its family (``XWithVisualDecoder``);
+            default, if there is a trained decoder beside its weights. Without one our class starts from a copy of the
+            unembedding. A checkpoint of ours is loaded into our class in any case.
         **kwargs: passed to ``from_pretrained``; ``revision``, ``token`` and the like also reach the processor.
 
     Returns:
@@ -102,6 +104,8 @@ def load_model(
     try:
         config = AutoConfig.from_pretrained(source, **hub_arguments)
         _require_supported(config, source)
+        if visual_decoder is None:
+            visual_decoder = holds_decoder(source, **hub_arguments)
         model_class: Any = _model_class(config, visual_decoder)
         model, info = model_class.from_pretrained(source, dtype=dtype, output_loading_info=True, **kwargs)
         _require_complete(info, source)

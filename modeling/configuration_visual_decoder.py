@@ -1,7 +1,7 @@
 """Configurations of the five model classes that carry a visual decoder.
 
-Each is the stock configuration of its family plus two fields, under the model type ``<stock>_visual_decoder``. A stock
-``config.json`` can be read with them: that is how a stock checkpoint becomes one of ours.
+Each is the stock configuration of its family plus a few fields, under the model type ``<stock>_visual_decoder``. A
+stock ``config.json`` can be read with them: that is how a stock checkpoint becomes one of ours.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from transformers import InternVLConfig, LlavaConfig, Qwen2_5_VLConfig, Qwen2VLC
 
 from .families import VISUAL_DECODER_SUFFIX
 from .visual_compression import CompressionConfig
+from .visual_decoder import KINDS, VisualDecoder
 
 
 def stock_model_type(model_type: str) -> str:
@@ -28,11 +29,17 @@ class VisualDecoderFields:
     Attributes:
         visual_compression: how ``generate`` and ``forward`` compress visual tokens unless a call says otherwise; kept
             as a plain dict, ``None`` for no compression. A method name or a ``CompressionConfig`` may be assigned.
-        visual_decoder_trained: whether the visual decoder was trained (``False``: it is a copy of the unembedding).
+        visual_decoder_kind: ``linear``, ``factored`` or ``pruned``, see ``VisualDecoder``.
+        visual_decoder_classes: readings a pruned decoder chooses from, ``None`` for the other kinds.
+        visual_decoder_trained: whether the visual decoder was trained (``False``: it reads as the unembedding does).
+        visual_decoder_training: what its trainer noted down, JSON values.
     """
 
     visual_compression: dict[str, Any] | None = None
+    visual_decoder_kind: str = "linear"
+    visual_decoder_classes: int | None = None
     visual_decoder_trained: bool = False
+    visual_decoder_training: dict[str, Any] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         """Take over what a JSON file holds besides the declared fields."""
@@ -41,14 +48,23 @@ class VisualDecoderFields:
         super().__post_init__(**kwargs)  # type: ignore[misc]
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Check the compression settings whenever they are set, at construction or later.
+        """Check the compression settings and the decoder's kind whenever they are set, at construction or later.
 
         Raises:
-            ValueError: the settings name an unknown method, option or value.
+            ValueError: the settings name an unknown method, option or value, or the kind is unknown.
         """
+        if name == "visual_decoder_kind" and value not in KINDS:
+            raise ValueError(f"visual_decoder_kind={value!r} is unknown; choose one of {', '.join(KINDS)}")
         if name == "visual_compression" and value is not None:
             value = CompressionConfig.from_any(value).to_dict()
         super().__setattr__(name, value)
+
+    def describe_decoder(self, decoder: VisualDecoder) -> None:
+        """Write down which decoder the model has."""
+        self.visual_decoder_kind = decoder.kind
+        self.visual_decoder_classes = decoder.num_classes if decoder.kind == "pruned" else None
+        self.visual_decoder_trained = bool(decoder.training_facts)
+        self.visual_decoder_training = dict(decoder.training_facts) or None
 
     @classmethod
     def get_config_dict(

@@ -9,6 +9,7 @@ from torch import nn
 
 from .decoder_files import load_decoder_files, save_decoder_files
 from .decoder_tables import UNKNOWN_CLASS, check_classes, resized_tables, token_tables
+from .families import VISUAL_DECODER_SUFFIX
 from .vocabulary_scores import mean_row, require_readable, top_k_tokens
 
 KINDS = ("linear", "factored", "pruned")
@@ -30,6 +31,7 @@ class VisualDecoder(nn.Module):
         meaningless: (V,) bool buffer, tokens whose text is empty or only punctuation, symbols, spaces or controls.
         text_class: (V,) long buffer, the first token with the same stripped text; -1 while no tokenizer was given.
         training_facts: what the trainer noted down, JSON values; empty for a decoder that was not trained.
+        model_type: stock model type of the model it belongs to, e.g. ``llava``; empty if nobody said.
         origin: where it was loaded from, for error messages.
 
     Args:
@@ -62,7 +64,7 @@ class VisualDecoder(nn.Module):
         _check_kind(kind, num_classes)
         self.kind, self.initializer_range = kind, initializer_range
         self.training_facts: dict[str, Any] = {}
-        self.origin = ""
+        self.model_type = self.origin = ""
         rows = vocab_size if num_classes is None else num_classes
         factored, pruned = kind == "factored", kind == "pruned"
         self.register_parameter("weight", None if factored else nn.Parameter(torch.empty(rows, hidden_size)))
@@ -124,7 +126,7 @@ class VisualDecoder(nn.Module):
     @property
     def has_token_tables(self) -> bool:
         """Whether the tokenizer tables are filled."""
-        return self.vocab_size > 0 and int(self.text_class[0]) != UNKNOWN_CLASS
+        return self.vocab_size > 0 and not self.text_class.is_meta and int(self.text_class[0]) != UNKNOWN_CLASS
 
     @property
     def tokens_of_classes(self) -> torch.Tensor:
@@ -338,24 +340,26 @@ class VisualDecoder(nn.Module):
         decoder.own_parameter.copy_(own)
         for name, table in resized_tables(dict(self.named_buffers()), size).items():
             decoder.get_buffer(name).copy_(table)
-        decoder.training_facts, decoder.origin = self.training_facts, self.origin
+        decoder.training_facts, decoder.model_type, decoder.origin = self.training_facts, self.model_type, self.origin
         return decoder.requires_grad_(self.own_parameter.requires_grad)
 
     def check_compatible(self, model: nn.Module) -> None:
-        """Check that the decoder was made for a model of this width and vocabulary.
+        """Check that the decoder was made for a model of this width, vocabulary and (if it knows its own) type.
 
         Raises:
-            ValueError: naming both shapes.
+            ValueError: naming both.
         """
         expected = tuple(model.get_output_embeddings().weight.shape)
         found = (self.vocab_size, self.hidden_size)
-        if found != expected:
-            origin = f" from {self.origin}" if self.origin else ""
-            raise ValueError(
-                f"this visual decoder{origin} has vocabulary x width {found} but {type(model).__name__} has "
-                f"{expected}: it belongs to another model; load the decoder trained for this one, or pass "
-                "decoder=None to read with the model's own output matrix"
-            )
+        model_type = str(getattr(model.config, "model_type", "")).removesuffix(VISUAL_DECODER_SUFFIX)
+        if found == expected and self.model_type in ("", model_type):
+            return
+        origin = f" from {self.origin}" if self.origin else ""
+        raise ValueError(
+            f"this visual decoder{origin} has vocabulary x width {found} and model type {self.model_type!r}, but "
+            f"{type(model).__name__} has {expected} and {model_type!r}: it belongs to another model; load the decoder "
+            "trained for this one, or pass decoder=None to read with the model's own output matrix"
+        )
 
     def save_pretrained(self, directory: str | os.PathLike) -> None:
         """Write ``visual_decoder.safetensors`` (weight and tables) and ``visual_decoder.json`` into a folder."""
@@ -364,6 +368,7 @@ class VisualDecoder(nn.Module):
             "vocab_size": self.vocab_size,
             "hidden_size": self.hidden_size,
             "num_classes": self.num_classes,
+            "model_type": self.model_type,
             "training": self.training_facts,
         }
         save_decoder_files(directory, self.state_dict(), description)
@@ -391,6 +396,7 @@ class VisualDecoder(nn.Module):
         except (AttributeError, KeyError, TypeError, RuntimeError, ValueError) as error:
             raise ValueError(f"{source} does not hold a readable visual decoder: {error}") from error
         decoder.training_facts, decoder.origin = dict(description.get("training") or {}), str(source)
+        decoder.model_type = description.get("model_type", "")
         return decoder
 
 

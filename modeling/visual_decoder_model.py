@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +16,7 @@ from transformers.utils import logging
 
 from .compressed_model import VisualCompressionMixin
 from .configuration_visual_decoder import stock_model_type
+from .decoder_files import holds_decoder
 from .visual_compression import CompressionConfig
 from .visual_decoder import VisualDecoder
 
@@ -23,6 +25,11 @@ logger = logging.get_logger(__name__)
 AUTO_CLASSES = ("AutoModelForImageTextToText", "AutoModelForMultimodalLM", "AutoModel")
 HUB_ARGUMENTS = ("cache_dir", "local_files_only", "token", "revision", "subfolder")
 DECODER_PREFIX = "visual_decoder."
+DECODER_TABLES = {DECODER_PREFIX + "meaningless", DECODER_PREFIX + "text_class"}  # a tokenizer fills them
+
+# The decoder beside the stock checkpoint that is being loaded; `from_pretrained` has no other way to `__init__` that
+# does not pass through the configuration.
+_beside_checkpoint: ContextVar[VisualDecoder | None] = ContextVar("decoder_beside_checkpoint", default=None)
 
 if TYPE_CHECKING:
 
@@ -35,16 +42,58 @@ else:
 class VisualDecoderModel(_Base):
     """Base of our model classes; stands before the stock ``XForConditionalGeneration`` in the list of bases.
 
-    Adds the sub-module ``visual_decoder`` (a ``VisualDecoder``), which starts as a copy of the unembedding. It is
-    frozen: no language loss reaches it, and a parameter that waits in vain for a gradient stalls distributed training.
+    Adds the sub-module ``visual_decoder`` (a ``VisualDecoder``) of the kind the configuration names; a linear one
+    starts as a copy of the unembedding. It is frozen: no language loss reaches it, and a parameter that waits in vain
+    for a gradient stalls distributed training. ``set_visual_decoder`` replaces it.
     """
 
     def __init__(self, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
         self.loss_type = "ForConditionalGeneration"  # transformers reads it off the class name, which here is another
-        unembedding = self.get_output_embeddings().weight  # (V, d)
-        self.visual_decoder = VisualDecoder.from_unembedding(unembedding.detach().clone())
+        beside = _beside_checkpoint.get()
+        if beside is not None:
+            beside.check_compatible(self)
+            self.config.describe_decoder(beside)
+        self.visual_decoder = self._new_decoder()
         self._decoder_keys_not_loaded: set[str] = set()
+
+    def _new_decoder(self) -> VisualDecoder:
+        unembedding, kind = self.get_output_embeddings().weight.detach(), self.config.visual_decoder_kind
+        if kind == "linear":
+            decoder = VisualDecoder.from_unembedding(unembedding.clone())
+        else:
+            decoder = VisualDecoder(*unembedding.shape, kind, self.config.visual_decoder_classes)
+            decoder.to(unembedding.device, unembedding.dtype).requires_grad_(False)
+        decoder.training_facts = dict(self.config.visual_decoder_training or {})
+        decoder.model_type = stock_model_type(self.config.model_type)
+        return decoder
+
+    @torch.no_grad()
+    def set_visual_decoder(self, decoder: VisualDecoder) -> None:
+        """Replace the visual decoder, and what the configuration says of it.
+
+        Args:
+            decoder: any kind. The model gets a frozen copy, in the dtype and on the device of its present decoder;
+                without token tables it takes over the present ones. ``config.visual_decoder_trained`` becomes whether
+                it has ``training_facts``.
+
+        Raises:
+            ValueError: the decoder belongs to another model.
+        """
+        decoder.check_compatible(self)
+        present = self.visual_decoder
+        own = present.own_parameter
+        like = torch.empty(0, dtype=own.dtype) if own.is_meta else own  # meta: offloaded to disk
+        num_classes = decoder.num_classes if decoder.kind == "pruned" else None
+        new = VisualDecoder.blank(decoder.vocab_size, decoder.hidden_size, decoder.kind, num_classes, like)
+        new.load_state_dict(decoder.state_dict())
+        if not new.has_token_tables and present.has_token_tables:
+            new.meaningless.copy_(present.meaningless)
+            new.text_class.copy_(present.text_class)
+        new.training_facts, new.origin = dict(decoder.training_facts), decoder.origin
+        new.model_type = stock_model_type(self.config.model_type)
+        self.visual_decoder = new.requires_grad_(False)
+        self.config.describe_decoder(new)
 
     @property
     def compression_config(self) -> CompressionConfig:
@@ -58,7 +107,8 @@ class VisualDecoderModel(_Base):
         and no module has been offloaded yet.
 
         Raises:
-            ValueError: the decoder is to start from an unembedding that is quantized or offloaded to disk.
+            ValueError: the decoder is to start from an unembedding that is quantized or offloaded to disk, or it is
+                pruned, which cannot start from the unembedding alone.
         """
         super().tie_weights(missing_keys=missing_keys, recompute_mapping=recompute_mapping)
         absent = {key for key in missing_keys or () if key.startswith(DECODER_PREFIX)}
@@ -67,50 +117,58 @@ class VisualDecoderModel(_Base):
         self._decoder_keys_not_loaded = absent
         # What is absent is filled in here and by `from_pretrained`: no weight left to chance, nothing to report.
         missing_keys.difference_update(absent)
-        self.visual_decoder.reset_token_tables()
-        if DECODER_PREFIX + "weight" in absent:
-            self._copy_unembedding()
-
-    def _copy_unembedding(self) -> None:
-        weight = self.get_output_embeddings().weight
-        decoder = self.visual_decoder.weight
-        if decoder.is_meta:
+        decoder, beside = self.visual_decoder, _beside_checkpoint.get()
+        decoder.reset_token_tables()
+        if decoder.own_parameter.is_meta:
             return  # a process that gets its weights from another one
-        if weight.is_meta or not weight.is_floating_point() or weight.shape != decoder.shape:
+        if beside is not None:
+            decoder.load_state_dict(beside.state_dict())
+            decoder.origin = beside.origin
+        elif absent - DECODER_TABLES:
+            self._start_from_unembedding(decoder)
+
+    def _start_from_unembedding(self, decoder: VisualDecoder) -> None:
+        if decoder.kind == "factored":
+            decoder.reset_parameters()  # the identity
+            return
+        if decoder.kind == "pruned":
+            raise ValueError(
+                f"{self.config.name_or_path} holds no visual decoder, and a pruned one cannot start from the "
+                "unembedding: load the model with visual_decoder_kind='linear' and give it one by set_visual_decoder()"
+            )
+        weight, own = self.get_output_embeddings().weight, decoder.weight
+        if weight.is_meta or not weight.is_floating_point() or weight.shape != own.shape:
             raise ValueError(
                 f"visual_decoder starts as a copy of the unembedding: {tuple(weight.shape)} {weight.dtype} on "
-                f"'{weight.device}' (expected: {tuple(decoder.shape)}, floating point, not on disk). Keep the output "
+                f"'{weight.device}' (expected: {tuple(own.shape)}, floating point, not on disk). Keep the output "
                 "embedding out of quantization and disk offload while loading a stock checkpoint."
             )
         with torch.no_grad():
-            decoder.copy_(weight)
+            own.copy_(weight)
 
     def resize_token_embeddings(
         self, new_num_tokens: int | None = None, *args: Any, **kwargs: Any
     ) -> torch.nn.Embedding:
         """Resize the vocabulary as the stock model does, and the decoder with it.
 
-        New tokens are read with their row of the unembedding, and count as meaningless if tokens are known at all.
+        New tokens are read with their row of the unembedding, or as "other" where the decoder is pruned, and count as
+        meaningless if tokens are known at all.
         """
         embeddings = super().resize_token_embeddings(new_num_tokens, *args, **kwargs)
-        old, weight = self.visual_decoder, self.get_output_embeddings().weight
-        kept = min(len(old.weight), len(weight))
-        if kept == len(old.weight) == len(weight):
-            return embeddings
-        new = VisualDecoder.from_unembedding(weight.detach().clone())
-        with torch.no_grad():
-            new.weight[:kept] = old.weight[:kept]
-        if old.has_token_tables:
-            new.meaningless.fill_(True)[:kept] = old.meaningless[:kept]
-            new.text_class.copy_(torch.arange(len(weight)))[:kept] = old.text_class[:kept]
-        self.visual_decoder = new.requires_grad_(old.weight.requires_grad)
+        unembedding = self.get_output_embeddings().weight
+        if len(unembedding) != self.visual_decoder.vocab_size:
+            self.visual_decoder = self.visual_decoder.resized(unembedding)
         return embeddings
 
     @classmethod
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | os.PathLike | None, *model_args: Any, **kwargs: Any
     ) -> Any:
-        """Load one of our checkpoints, or a stock checkpoint of the same family (then the decoder is the unembedding).
+        """Load one of our checkpoints, or a stock checkpoint of the same family.
+
+        The decoder of a stock checkpoint is the one in the files ``visual_decoder.json`` and
+        ``visual_decoder.safetensors`` beside its weights, which the stock class ignores; without them it reads as the
+        unembedding does.
 
         Args:
             pretrained_model_name_or_path: a folder or a Hub id, in any key layout the stock class reads.
@@ -121,23 +179,40 @@ class VisualDecoderModel(_Base):
             The model; with ``output_loading_info=True`` also the loading report.
 
         Raises:
-            ValueError: the checkpoint is of another family, or is one of ours without its decoder.
+            ValueError: the checkpoint is of another family, or is one of ours without its decoder, or the decoder
+                beside it is broken or belongs to another model.
         """
         with_info = kwargs.pop("output_loading_info", False)
-        loaded: Any = super().from_pretrained(
-            pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
-        )
+        hub_arguments = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
+        beside = decoder_beside(pretrained_model_name_or_path, hub_arguments)
+        token = _beside_checkpoint.set(beside)
+        try:
+            loaded: Any = super().from_pretrained(
+                pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
+            )
+        finally:
+            _beside_checkpoint.reset(token)
         model, info = loaded
         model.visual_decoder.requires_grad_(False)
         source = model.config.name_or_path
-        hub_arguments = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
-        if DECODER_PREFIX + "weight" in model._decoder_keys_not_loaded:
+        if beside is None and str(source) != str(pretrained_model_name_or_path):
+            # An adapter was named, and its base has been loaded.
+            beside = decoder_beside(source, hub_arguments)
+            if beside is not None:
+                model.set_visual_decoder(beside)
+        if model._decoder_keys_not_loaded - DECODER_TABLES and beside is None:
             model._require_stock_checkpoint(source, hub_arguments)
         if any(key.startswith(DECODER_PREFIX) for key, *_ in info["mismatched_keys"]):
             raise ValueError(f"The visual decoder in {source} has another shape than the unembedding beside it.")
-        if model._decoder_keys_not_loaded:
+        if model._decoder_keys_not_loaded and model.visual_decoder.own_parameter.is_meta and model._is_offloaded():
+            model.set_visual_decoder(beside or model._new_decoder())
+        if model._decoder_keys_not_loaded and not model.visual_decoder.has_token_tables:
             model._fill_token_tables(source, hub_arguments, kwargs.get("trust_remote_code"))
         return (model, info) if with_info else model
+
+    def _is_offloaded(self) -> bool:
+        """Whether accelerate moves the decoder's weight; from disk it can bring only what the checkpoint held."""
+        return hasattr(self.visual_decoder, "_hf_hook")
 
     def _require_stock_checkpoint(self, source: str, hub_arguments: dict[str, Any]) -> None:
         """Refuse one of our checkpoints that lost its decoder: replacing it silently would change every answer."""
@@ -146,8 +221,8 @@ class VisualDecoderModel(_Base):
         stored, _ = PreTrainedConfig.get_config_dict(source, **hub_arguments)
         if stored.get("model_type") == self.config.model_type:
             raise ValueError(
-                f"{source} is a '{self.config.model_type}' checkpoint without visual_decoder.weight. Save it again "
-                f"with its decoder, or set model_type to '{stock_model_type(self.config.model_type)}' in its "
+                f"{source} is a '{self.config.model_type}' checkpoint without the weight of its visual decoder. Save "
+                f"it again with its decoder, or set model_type to '{stock_model_type(self.config.model_type)}' in its "
                 "config.json to start from the unembedding."
             )
 
@@ -176,6 +251,29 @@ class VisualDecoderModel(_Base):
         self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), **dict.fromkeys(AUTO_CLASSES, name)}
         kwargs.setdefault("save_original_format", False)
         super().save_pretrained(save_directory, *args, **kwargs)
+
+
+def decoder_beside(source: str | os.PathLike | None, hub_arguments: dict[str, Any]) -> VisualDecoder | None:
+    """Load the decoder files beside the weights of a stock checkpoint.
+
+    Args:
+        source: folder or Hub id; ``None`` or empty where weights come from elsewhere.
+        hub_arguments: ``revision``, ``token`` and the like.
+
+    Returns:
+        The decoder, or ``None`` if there is none or the checkpoint is one of ours, whose weights hold its decoder.
+
+    Raises:
+        ValueError: the files are incomplete or broken.
+    """
+    if source is None or str(source) in ("", "None") or not holds_decoder(source, **hub_arguments):
+        return None
+    stored, _ = PreTrainedConfig.get_config_dict(source, **hub_arguments)
+    found = stored.get("model_type", "")
+    if found != stock_model_type(found):
+        logger.warning(f"{source} has its visual decoder in its weights; the decoder files beside them are ignored.")
+        return None
+    return VisualDecoder.from_pretrained(source, **hub_arguments)
 
 
 def find_tokenizer(

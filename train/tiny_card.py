@@ -24,7 +24,7 @@ from dualstream.data_builders.scenes import COLORS, SHAPES, SPLIT_SEEDS, TEXTURE
 from dualstream.eval.manifest import make_manifest, write_json
 from dualstream.eval.scene_questions import CONTROL, FULL, answer_items, draw_items, summarize
 from dualstream.eval.statistics import Estimate, bootstrap_mean
-from dualstream.modeling import load_model, read_visual_tokens
+from dualstream.modeling import family_of, load_model, read_visual_tokens
 
 from .tiny import TinyTrainConfig, load_config
 from .tiny_data import IGNORE, label_cells
@@ -43,7 +43,7 @@ def measure_cells(model: Any, processor: Any, scenes: int = CELL_SCENES, split: 
     Returns:
         Place ("connector output", "language model output") -> {"readable", "control"} as plain estimates over scenes.
     """
-    side = int(processor.image_processor.crop_size["height"]) if model.config.model_type == "llava" else 96
+    side = int(processor.image_processor.crop_size["height"]) if family_of(model).name == "llava" else 96
     grid = (side // TOKEN_PIXELS, side // TOKEN_PIXELS)
     seeds = SPLIT_SEEDS[split][FIRST_SCENE : FIRST_SCENE + scenes]
     rng = np.random.default_rng(0)
