@@ -222,7 +222,7 @@ def finish(
         "images": len(images.train),
         **trainer.decoder.training_facts,
     }
-    decoder.training_facts = facts
+    decoder.training_facts, decoder.model_type = facts, trainer.family.name
     figures = measure(trainer.teacher, trainer.processing_class, held_out, decoder, config, trainer.depth)
     record = {
         "decoder": {
@@ -236,7 +236,7 @@ def finish(
         "measured_on": role,
         "figures": figures,
         "curves": state.log_history,
-        "manifest": make_manifest(config.seed, started, settings=config.run_settings()),
+        "manifest": make_manifest(config.seed, started, processes=config.world_size, settings=config.run_settings()),
     }
     decoder.save_pretrained(folder)
     write_card(folder, record)
@@ -257,12 +257,16 @@ def install(run_folder: Path, checkpoint: Path) -> None:
     decoder = VisualDecoder.from_pretrained(run_folder)
     if not (checkpoint / "config.json").is_file():
         raise ValueError(f"install={checkpoint} holds no model: config.json is missing.")
-    text = AutoConfig.from_pretrained(checkpoint).get_text_config()
-    found = (decoder.vocab_size, decoder.hidden_size)
-    if decoder.hidden_size != text.hidden_size or decoder.vocab_size != text.vocab_size:
+    config = AutoConfig.from_pretrained(checkpoint)
+    text, model_type = config.get_text_config(), config.model_type.removesuffix("_visual_decoder")
+    wanted, found = (
+        (text.vocab_size, text.hidden_size, model_type),
+        (decoder.vocab_size, decoder.hidden_size, decoder.model_type or model_type),
+    )
+    if wanted != found:
         raise ValueError(
-            f"install={checkpoint} has vocabulary x width ({text.vocab_size}, {text.hidden_size}), the decoder "
-            f"{found}: it belongs to another model."
+            f"install={checkpoint} has vocabulary, width and type {wanted}, the decoder {found}: it belongs to "
+            "another model."
         )
     decoder.save_pretrained(checkpoint)
 
