@@ -36,6 +36,7 @@ _HOMES = {
     "rope_scaling": (
         "apply_rope_scaling",
         "freeze_rope_scaling",
+        "frequency_ratios",
         "remove_rope_scaling",
         "rope_scaled",
         "rope_scaling_of",

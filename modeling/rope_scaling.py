@@ -2,7 +2,7 @@
 
 The frequency buffer is replaced and nothing else: a fixed scaling adds no operation to the forward pass, the language
 model's positions are untouched, and ``alpha = 0`` leaves the stock tower as it is. ``RopeScaling`` says what g is,
-``rope_towers.ROTARY_TOWERS`` which towers can be scaled.
+``ROTARY_TOWERS`` which towers can be scaled.
 """
 
 from __future__ import annotations
@@ -12,10 +12,12 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import nn
 
 from .rope_formulas import RopeScaling
-from .rope_towers import ScaledRotary, check_rotary, scale_rotary, unscale_rotary, vision_rotaries
+from .rope_modules import ScaledRotary, check_rotary, scale_rotary, unscale_rotary
+from .rope_towers import stock_frequencies, tower_of, vision_rotaries
 
 CONFIG_FIELD = "vision_rope_scaling"
 
@@ -27,7 +29,7 @@ def apply_rope_scaling(model: nn.Module, scaling: RopeScaling | Mapping[str, Any
     scaling is replaced. The scaling is noted in the model's configuration as ``vision_rope_scaling`` and saved with
     it, but a stock class does not act on it when loading: call this function with that field after
     ``from_pretrained``. With a learned table the parameter ``log_scale`` of the rotary module is part of the state
-    dict; ``freeze_rope_scaling`` turns it into fixed values.
+    dict; ``freeze_rope_scaling`` turns it into fixed values. Gradient checkpointing must then not be reentrant.
 
     Args:
         model: any model with a tower of ``ROTARY_TOWERS``, possibly compiled or wrapped by PEFT; or the tower.
@@ -127,6 +129,17 @@ def freeze_rope_scaling(model: nn.Module) -> RopeScaling | None:
         scaling = replace(scaling, learned=False)
         apply_rope_scaling(model, scaling)
     return scaling
+
+
+def frequency_ratios(model: nn.Module) -> torch.Tensor:
+    """Return the (F) ratios 2i/d of the tower's frequencies in the order of a table's `values`, float64.
+
+    Raises:
+        ValueError: the model has no supported tower.
+    """
+    module = next(iter(vision_rotaries(model).values()))
+    tower: Any = tower_of(module)
+    return tower.ratios(len(stock_frequencies(module)))
 
 
 def _noted(model: nn.Module) -> dict[str, Any] | None:

@@ -7,9 +7,17 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dualstream.modeling import RopeScaling, apply_rope_scaling, remove_rope_scaling, rope_scaled, rope_scaling_of
+from dualstream.modeling import (
+    RopeScaling,
+    apply_rope_scaling,
+    frequency_ratios,
+    remove_rope_scaling,
+    rope_scaled,
+    rope_scaling_of,
+)
+from dualstream.modeling.rope_modules import scale_rotary
 from dualstream.modeling.rope_scaling import CONFIG_FIELD
-from dualstream.modeling.rope_towers import scale_rotary, vision_rotaries
+from dualstream.modeling.rope_towers import vision_rotaries
 
 FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 SCALING = "poly:99:1"  # the tiny towers have the ratios 0 and 1/2: g = 1 and 50.5
@@ -353,3 +361,14 @@ def test_a_hooked_module_refuses_frequencies_that_move(new_tiny_model):
     scale_rotary(module, RopeScaling.from_any(SCALING))
     with pytest.raises(ValueError, match="forward is hooked"):
         scale_rotary(module, RopeScaling("table", learned=True))
+
+
+def test_ratios_are_those_the_formula_uses(tiny_model):
+    model, _ = tiny_model("qwen2_vl")
+    ratios = frequency_ratios(model)
+    assert ratios.tolist() == [0.0, 0.5]
+    plain = RopeScaling.from_any(SCALING)
+    with rope_scaled(model, plain):
+        table = rotary(model).inv_freq.clone()
+    with rope_scaled(model, RopeScaling("table", values=plain.factors(ratios)[0, 0])):
+        assert torch.equal(rotary(model).inv_freq, table)

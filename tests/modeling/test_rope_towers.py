@@ -12,7 +12,8 @@ import torch
 import transformers
 
 from dualstream.modeling import ROTARY_TOWERS, RopeScaling, apply_rope_scaling, remove_rope_scaling, rope_scaled
-from dualstream.modeling.rope_towers import grid_lengths, stock_frequencies, tower_of, vision_rotaries
+from dualstream.modeling.rope_modules import grid_lengths
+from dualstream.modeling.rope_towers import stock_frequencies, tower_of, vision_rotaries
 
 torch.set_num_threads(1)
 
@@ -510,3 +511,23 @@ def test_dinov3_rotation_by_hand():
     for axes in ("h", "w"):
         with pytest.raises(ValueError, match="DINOv3 tower shares its frequencies"):
             apply_rope_scaling(model, RopeScaling(axes=axes))
+
+
+def test_the_documented_table_is_the_table_in_code():
+    page = (Path(__file__).parents[2] / "docs" / "rope_towers.md").read_text()
+    documented = {}
+    for line in page.splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if len(cells) == 6 and "`" in cells[1]:
+            documented[cells[1].split("`")[1]] = (cells[0], cells[2], *(cell.split(",")[0] for cell in cells[3:]))
+    said = lambda value: "yes" if value else "no"
+    assert documented == {
+        name: (
+            row.name,
+            ", ".join(row.columns),
+            said(row.form != "coordinates"),
+            said(row.form != "coordinates"),
+            said(row.packed),
+        )
+        for name, row in ROTARY_TOWERS.items()
+    }
