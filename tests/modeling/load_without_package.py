@@ -61,7 +61,12 @@ def examine(folder, request):
     again_processor = AutoProcessor.from_pretrained(f"{folder}-again", **TRUST)
     _, third = load(AutoModel, f"{folder}-again", again_processor, request)
     return {
-        "config": [type(config).__name__, config.model_type, config.visual_compression],
+        "config": [
+            type(config).__name__,
+            config.model_type,
+            config.visual_compression,
+            model.visual_decoder.kind,
+        ],
         "processor": [type(processor).__name__, processor.compression],
         "AutoModelForImageTextToText": first,
         "AutoModel": second,

@@ -29,11 +29,12 @@ from transformers import (
     pipeline,
 )
 
-from dualstream.modeling import infer_class
+from dualstream.modeling import VisualDecoder, infer_class
 from dualstream.processing.processing_visual_decoder import PROCESSOR_CLASSES
 
 CHILD = Path(__file__).with_name("load_without_package.py")
 FAMILIES = ("llava", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl")
+KINDS = {"qwen2_vl": "factored", "qwen2_5_vl": "pruned", "internvl": "factored"}  # the others are linear
 WAYS = {"llava": ("saved", "trained", "pushed"), "qwen2_vl": ("saved", "trained", "pushed")}
 CASES = [(family, way) for family in FAMILIES for way in WAYS.get(family, ("saved",))]
 METHODS = [None, "none", "rle", "rle_drop_top1"]
@@ -90,12 +91,28 @@ def our_model(family, tiny_model, folder):
     stock.save_pretrained(folder)
     make_processor(family).tokenizer.save_pretrained(folder)
     model = infer_class(stock).from_pretrained(folder)
-    generator = torch.Generator().manual_seed(0)
-    few = torch.randn(3, model.visual_decoder.hidden_size, generator=generator)
-    with torch.no_grad():
-        model.visual_decoder.weight.copy_(few[torch.arange(200) % 3] * (1 - 0.004 * torch.arange(200))[:, None])
+    model.set_visual_decoder(decoder_with_runs(KINDS.get(family, "linear"), model.lm_head.weight.detach()))
     model.config.visual_compression = "rle"
     return model
+
+
+def decoder_with_runs(kind, unembedding):
+    """A decoder of few readings, one of which (token 5, a row of exclamation marks) is punctuation."""
+    generator = torch.Generator().manual_seed(0)
+    decoder = VisualDecoder(*unembedding.shape, kind, 3 if kind == "pruned" else None)
+    few = torch.randn(3, unembedding.shape[1], generator=generator)
+    if kind == "linear":
+        weight = few[torch.arange(200) % 3] * (1 - 0.004 * torch.arange(200))[:, None]
+    elif kind == "pruned":
+        weight = few
+        decoder.set_classes((torch.arange(200) + 1) % 3, torch.tensor([5, 6, 7]))
+    else:  # one direction of the features decides between tokens 5 and 6
+        contrast = torch.zeros(200)
+        contrast[5], contrast[6] = 1, -1
+        weight = torch.outer(torch.linalg.pinv(unembedding) @ contrast, few[0])
+    with torch.no_grad():
+        decoder.own_parameter.copy_(weight)
+    return decoder
 
 
 class LocalHub:
@@ -201,7 +218,7 @@ def check_same(expected, found, family):
         assert found[source]["answers"] == expected["answers"]
     assert found["pipeline"] == expected["pipeline"]
     assert found["config"][:2] == [expected["class"] + "Config", f"{family}_visual_decoder"]
-    assert found["config"][2]["method"] == "rle"
+    assert found["config"][2]["method"] == "rle" and found["config"][3] == KINDS.get(family, "linear")
     assert found["processor"] == [expected["class"] + "Processor", "rle_drop_top1"]
 
 
