@@ -105,3 +105,28 @@ def bootstrap_mean(values: np.ndarray, seed: int = 0, resamples: int = 2000) -> 
     tail = 100 * (1 - CONFIDENCE) / 2
     low, high = np.percentile(values[draws].mean(1), [tail, 100 - tail])
     return Estimate(float(values.mean()), float(low), float(high), int(values.size))
+
+
+def bootstrap_ratio(numerator: np.ndarray, denominator: np.ndarray, seed: int = 0, resamples: int = 2000) -> Estimate:
+    """Ratio of the means of two figures of the same images, with a percentile bootstrap interval over images.
+
+    Args:
+        numerator: (n,) floats, one per image.
+        denominator: (n,) floats of the same images, not negative, with a mean above 0.
+        seed: of the resampling.
+        resamples: number of bootstrap samples; those whose denominators are all 0 are left out.
+
+    Raises:
+        ValueError: shapes differ, or the denominators are negative or all 0.
+    """
+    numerator, denominator = (np.asarray(values, dtype=np.float64) for values in (numerator, denominator))
+    if numerator.ndim != 1 or numerator.shape != denominator.shape:
+        raise ValueError(f"numerator and denominator must be paired: {numerator.shape} and {denominator.shape} given.")
+    if not numerator.size or denominator.min() < 0 or denominator.max() == 0:
+        raise ValueError("denominator must hold no negative figure and at least one above 0.")
+    draws = np.random.default_rng(seed).integers(0, numerator.size, size=(resamples, numerator.size))
+    below = denominator[draws].mean(1)
+    ratios = numerator[draws].mean(1)[below > 0] / below[below > 0]
+    tail = 100 * (1 - CONFIDENCE) / 2
+    low, high = np.percentile(ratios, [tail, 100 - tail])
+    return Estimate(float(numerator.mean() / denominator.mean()), float(low), float(high), int(numerator.size))

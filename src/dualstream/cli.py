@@ -29,6 +29,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "ask": ("dualstream.analysis.ask", "ask about one image, with all and with fewer visual tokens"),
     "doctor": ("dualstream.analysis.doctor", "check the environment and what works for a checkpoint"),
     "evaluate": ("dualstream.eval.scene_questions", "accuracy on held-out scene questions, full against compressed"),
+    "decoders": ("dualstream.eval.decoder_table", "compare visual decoders: cost, agreement, answers"),
     "train distill": ("dualstream.train.distill", "teach a visual decoder what the language model reads"),
 }
 # first word of two-word commands -> help

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dualstream.eval.statistics import bootstrap_mean, paired_difference, proportion
+from dualstream.eval.statistics import bootstrap_mean, bootstrap_ratio, paired_difference, proportion
 
 pairs = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60)
 
@@ -66,3 +66,32 @@ def test_bad_input_is_refused(bad):
 def test_unpaired_arms_are_refused():
     with pytest.raises(ValueError, match="paired: 2 and 3"):
         paired_difference(np.array([1, 0]), np.array([1, 0, 1]))
+
+
+def test_a_ratio_of_means_agrees_with_the_delta_method():
+    rng = np.random.default_rng(2)
+    below = rng.normal(0.8, 0.1, size=400)
+    above = 0.9 * below + rng.normal(0, 0.02, size=400)
+    estimate = bootstrap_ratio(above, below)
+    ratio = above.mean() / below.mean()
+    half = 1.96 * (above - ratio * below).std(ddof=1) / (below.mean() * 20)
+    assert estimate.value == pytest.approx(ratio)
+    assert (estimate.low, estimate.high) == pytest.approx((ratio - half, ratio + half), abs=0.2 * half)
+
+
+@given(st.lists(st.floats(0.01, 1), min_size=1, max_size=30), st.floats(0.1, 10))
+def test_a_constant_ratio_has_no_uncertainty(values, factor):
+    values = np.array(values)
+    estimate = bootstrap_ratio(factor * values, values, resamples=50)
+    assert (estimate.value, estimate.low, estimate.high) == pytest.approx((factor,) * 3)
+
+
+def test_ratios_that_make_no_sense_are_refused():
+    with pytest.raises(ValueError, match=r"paired: \(2,\) and \(3,\)"):
+        bootstrap_ratio(np.ones(2), np.ones(3))
+    for bad in (np.zeros(2), np.array([1.0, -1.0])):
+        with pytest.raises(ValueError, match="denominator must hold no negative figure"):
+            bootstrap_ratio(np.ones(2), bad)
+    assert (
+        bootstrap_ratio(np.array([0.0, 1.0]), np.array([0.0, 1.0])).high == 1
+    )  # resamples of zeros only are left out
