@@ -109,7 +109,7 @@ def write_card(
         name=checkpoint.name,
         recipe=f"train/{next(iter(recipes))}",
         continued="".join(
-            f", continued in the same folder by `{name}` ({recipe.steps:,} steps)"
+            f", then in the same folder by `{name}` ({recipe.steps:,} steps)"
             for name, recipe in list(recipes.items())[1:]
         ),
         model_class="LlavaForConditionalGeneration" if llava else "Qwen2VLForConditionalGeneration",
