@@ -72,10 +72,15 @@ def test_wheel_contains_every_folder_and_the_checkpoints(tmp_path):
 
 
 def test_overview_help_lists_every_command(capsys):
-    from dualstream.cli import COMMANDS, main
+    from dualstream.cli import COMMANDS, GROUPS, main
 
-    with pytest.raises(SystemExit) as stop:
-        main(["--help"])
-    assert stop.value.code == 0
-    shown = capsys.readouterr().out
-    assert all(name in shown for name in COMMANDS)
+    def listed(*group: str) -> str:
+        with pytest.raises(SystemExit) as stop:
+            main([*group, "--help"])
+        assert stop.value.code == 0
+        return capsys.readouterr().out
+
+    shown = {"": listed(), **{group: listed(group) for group in GROUPS}}
+    for name in COMMANDS:
+        group, _, word = name.rpartition(" ")
+        assert word in shown[group] and group in shown[""], name
