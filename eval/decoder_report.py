@@ -157,7 +157,7 @@ def draw_figure(summary: Path, target: Path) -> None:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ValueError("figures need matplotlib: pip install matplotlib") from error
+        raise ValueError("figures need matplotlib: pip install 'dualstream[train]'") from error
 
     payload = json.loads(summary.read_text(encoding="utf-8"))
     settings = payload["settings"]
