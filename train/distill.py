@@ -60,10 +60,12 @@ def run(args: argparse.Namespace) -> Result:
     with contextlib.redirect_stdout(sys.stderr):  # stdout belongs to the result
         config = read_config(args.config, args.overrides)
         record = distill(config)
-        if args.install is not None:
+        main_process = int(os.environ.get("RANK", "0")) == 0
+        if args.install is not None and main_process:
             install(Path(str(config.output_dir)), args.install)
-    if int(os.environ.get("RANK", "0")):  # one process speaks for all
+    if not main_process:  # one process speaks for all
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+        return Result({}, "")
     return Result({"output_dir": config.output_dir, **record}, _text(config, record))
 
 

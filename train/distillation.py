@@ -145,7 +145,8 @@ class VisualDecoderDistillationTrainer(Trainer):
             model.to(self.args.device)
         self.teacher = model.requires_grad_(False).eval()
         self.family = family
-        self._parts = torch.zeros(4, dtype=torch.float64)  # KL, cross-entropy, agreement, positions since the last log
+        # KL, cross-entropy, agreement and positions since the last log
+        self._parts = torch.zeros(4, device=self.args.device)
 
     @property
     def decoder(self) -> VisualDecoder:
@@ -208,7 +209,7 @@ class VisualDecoderDistillationTrainer(Trainer):
         else:  # a batch of filling only: its part of the sum is 0, but all processes take part in the update
             features = states = torch.zeros(0, self.decoder.hidden_size, device=self.args.device)
         loss, parts = model(features, states, self.teacher_head())
-        self._parts += torch.cat([parts.double().cpu(), torch.tensor([float(len(features))])])
+        self._parts += torch.cat([parts, parts.new_tensor([len(features)])])
         if num_items_in_batch is None:
             loss = loss / max(1, len(features))
         else:
