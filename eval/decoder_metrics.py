@@ -328,7 +328,7 @@ def agreement_figures(
         Name -> (n_images,); see ``reading_agreement``.
     """
     keys = {"": text_class, BY_ID: None} | ({} if classes is None else {BY_CLASS: classes})
-    figures = {}
+    figures: dict[str, np.ndarray] = {}
     for suffix, key in keys.items():
         found = reading_agreement(
             student_ids,

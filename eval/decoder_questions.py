@@ -43,7 +43,8 @@ class GivenReadings(VisualDecoder):
     def for_model(cls, model: PreTrainedModel, tokenizer: Any | None = None) -> GivenReadings:
         """Make a decoder that passes for one of this model: its matrix is the model's own, and is never applied."""
         inner: Any = unwrapped(model)
-        return cls.from_unembedding(family_of(inner).unembedding(inner).weight, tokenizer)
+        decoder: Any = cls.from_unembedding(family_of(inner).unembedding(inner).weight, tokenizer)
+        return decoder
 
     def giving(self, readings: torch.Tensor) -> GivenReadings:
         """Return a decoder with the same tables and other readings, (N, m) long."""
