@@ -298,9 +298,10 @@ class VisualDecoder(nn.Module):
         tables_given = [table is not None for table in (token_classes, class_tokens)]
         if tables_given != [kind == "pruned"] * 2:
             raise ValueError(f"kind={kind!r}: token_classes and class_tokens go with a pruned decoder, and only there")
+        vocab_size, hidden_size = unembedding.shape
         num_classes = None if class_tokens is None else len(class_tokens)
         like = torch.empty(0, device=unembedding.device)
-        decoder = cls.blank(*unembedding.shape, kind=kind, num_classes=num_classes, like=like)
+        decoder = cls.blank(vocab_size, hidden_size, kind, num_classes, like)
         if kind == "factored":
             decoder._reset_weights()
         elif token_classes is None or class_tokens is None:

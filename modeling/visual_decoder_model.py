@@ -62,7 +62,8 @@ class VisualDecoderModel(_Base):
         if kind == "linear":
             decoder = VisualDecoder.from_unembedding(unembedding.clone())
         else:
-            decoder = VisualDecoder(*unembedding.shape, kind, self.config.visual_decoder_classes)
+            vocab_size, hidden_size = unembedding.shape
+            decoder = VisualDecoder(vocab_size, hidden_size, kind, self.config.visual_decoder_classes)
             decoder.to(unembedding.device, unembedding.dtype).requires_grad_(False)
         decoder.training_facts = dict(self.config.visual_decoder_training or {})
         decoder.model_type = stock_model_type(self.config.model_type)

@@ -53,13 +53,14 @@ def test_top_k_equals_the_full_computation(dtype, chunk_size, k):
     assert torch.allclose(decoder(features).float(), scores, atol=0.2 if dtype == torch.bfloat16 else 1e-5)
 
 
-def test_top_k_never_holds_all_scores(monkeypatch):
-    decoder = VisualDecoder(1000, 8)
+@pytest.mark.parametrize(("kind", "classes"), [("linear", None), ("factored", None), ("pruned", 500)])
+def test_top_k_never_holds_all_scores(kind, classes, monkeypatch):
+    decoder, unembedding = VisualDecoder(1000, 8, kind, classes), torch.randn(1000, 8)
     widths = []
     stock = torch.Tensor.__matmul__
     monkeypatch.setattr(torch.Tensor, "__matmul__", lambda a, b: widths.append(b.shape[-1]) or stock(a, b))
-    decoder.top_k(torch.randn(3, 8), 2, chunk_size=64)
-    assert max(widths) == 64
+    decoder.top_k(torch.randn(3, 8), 2, unembedding, chunk_size=64)
+    assert max(widths) == 64 and sum(widths) == (classes or 1000) + (8 if kind == "factored" else 0)
 
 
 def test_top_k_with_bias_empty_input_and_errors():

@@ -14,6 +14,11 @@ from dualstream.modeling.visual_decoder import KINDS, VisualDecoder
 FAMILIES = ("llava", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl")
 
 
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
 def random_classes(vocab_size, num_classes, generator):
     """Tables in which every class has a token, and reads as one of its own."""
     token_classes = torch.randint(num_classes, (vocab_size,), generator=generator)
@@ -278,14 +283,14 @@ def test_errors():
     old=st.integers(3, 20),
     new=st.integers(2, 25),
     known=st.booleans(),
-    seed=st.integers(),
+    seed=st.integers(0, 999),
 )
 def test_resized(kind, old, new, known, seed):
     decoder = make_decoder(kind, old, 4, seed)
     if known:
         decoder.meaningless[0] = True
         decoder.text_class.copy_(torch.arange(old))
-    rows = torch.randn(new, 4)
+    rows = torch.randn(new, 4, generator=torch.Generator().manual_seed(seed))
     resized = decoder.resized(rows)
     kept = min(old, new)
     assert (resized.kind, resized.vocab_size, resized.has_token_tables) == (kind, new, known)
