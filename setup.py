@@ -34,6 +34,7 @@ REQUIRED = [
     "jinja2>=3.1",
     "pillow>=11",
     "datasets>=5.2",
+    "pyarrow>=21",
     "pyyaml>=6",
     "tqdm>=4.66",
 ]
@@ -65,6 +66,7 @@ setup(
     package_data={
         "dualstream": ["py.typed"],
         "dualstream.modeling": ["checkpoints/**/*"],
+        "dualstream.data_builders": ["**/*.md"],
         "dualstream.train": ["**/*.yaml", "**/*.md"],
         "dualstream.processing": ["templates/*"],
         "dualstream.analysis": ["templates/*"],

@@ -31,10 +31,12 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "evaluate": ("dualstream.eval.scene_questions", "accuracy on held-out scene questions, full against compressed"),
     "decoders": ("dualstream.eval.decoder_table", "compare visual decoders: cost, agreement, answers"),
     "train distill": ("dualstream.train.distill", "teach a visual decoder what the language model reads"),
+    "build token-maps": ("dualstream.data_builders.token_maps.command", "read pictures as text, into a dataset"),
 }
 # first word of two-word commands -> help
 GROUPS: dict[str, str] = {
     "train": "train a part of a model",
+    "build": "build a data set",
 }
 EXIT_ERROR = 2
 

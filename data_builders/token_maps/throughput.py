@@ -1,0 +1,158 @@
+"""How fast a corpus is built, against the forward passes that it cannot do without."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .build import OPENING_THREADS, BuildOptions, build_shards, open_corpus
+from .images import SourceItem
+from .pipeline import prepared_batches
+from .sources import ImageSource
+
+if TYPE_CHECKING:
+    import torch
+
+    from .depths import Depth
+    from .reading import MapReader
+
+FORWARD, BARE, BUILD = "forward", "bare", "build"
+MODES = (FORWARD, BARE, BUILD)
+RESAMPLES = 10_000
+
+
+class FirstItems(ImageSource):
+    """The first pictures of another source."""
+
+    def __init__(self, source: ImageSource, count: int) -> None:
+        self.source, self.name, self.split, self.license = source, source.name, source.split, source.license
+        self.count = sum(1 for _ in islice(source.items(), count))
+
+    def describe(self) -> dict[str, Any]:
+        """See ``ImageSource``."""
+        return {**self.source.describe(), "first": self.count}
+
+    def items(self, start: int = 0) -> Iterator[SourceItem]:
+        """See ``ImageSource``."""
+        yield from islice(self.source.items(start), max((self.count or 0) - start, 0))
+
+
+def measure_throughput(
+    source: ImageSource, reader: MapReader, options: BuildOptions, images: int = 320, rounds: int = 10
+) -> dict[str, Any]:
+    """Time three ways through the same pictures, in turns within one process.
+
+    ``forward``: the vision tower, the connector and the language model up to the deepest depth, on batches that were
+    prepared before; nothing else. ``bare``: the same after opening the pictures and running the processor, in threads
+    ahead of the model as a build does. ``build``: the whole build, with hashes, readings, Parquet and records on disk.
+
+    Args:
+        source: the pictures; the first `images` are used.
+        reader: the model.
+        options: batches and shards.
+        images: pictures per round.
+        rounds: measured rounds, after one that is not; the order of the three changes from round to round.
+
+    Returns:
+        Pictures, rounds, median pictures per second of every way, and the speed of ``build`` as a share of the other
+        two by wall-clock and by processor time: the median over rounds with its 95 % bootstrap interval, and the
+        range.
+    """
+    part = FirstItems(source, images)
+    batches = [batch.inputs for batch in _batches(part, reader, options) if batch.inputs is not None]
+    ways: dict[str, Callable[[], None]] = {
+        FORWARD: lambda: _run([*batches], reader),
+        BARE: lambda: _run((batch.inputs for batch in _batches(part, reader, options)), reader),
+        BUILD: lambda: _build(part, reader, options),
+    }
+    seconds: dict[str, list[tuple[float, float]]] = {mode: [] for mode in MODES}
+    for number in range(-1, rounds):
+        for place in range(len(MODES)):
+            mode = MODES[(number + place) % len(MODES)]
+            timing = _timed(ways[mode])
+            if number >= 0:
+                seconds[mode].append(timing)
+    wall = {mode: np.array([timing[0] for timing in timings]) for mode, timings in seconds.items()}
+    processor = {mode: np.array([timing[1] for timing in timings]) for mode, timings in seconds.items()}
+    return {
+        "images": part.count,
+        "rounds": rounds,
+        "images_per_second": {mode: round(float((part.count or 0) / np.median(wall[mode])), 2) for mode in MODES},
+        "build_speed_as_share_of": {
+            other: {"wall": _ratio(wall[other], wall[BUILD]), "processor": _ratio(processor[other], processor[BUILD])}
+            for other in (BARE, FORWARD)
+        },
+        "seconds": {mode: [[round(value, 3) for value in timing] for timing in seconds[mode]] for mode in MODES},
+    }
+
+
+def describe_throughput(figures: dict[str, Any]) -> str:
+    """Throughput figures as a line per comparison."""
+    speeds = ", ".join(f"{mode} {speed:.1f}" for mode, speed in figures["images_per_second"].items())
+    lines = [f"images per second (median of {figures['rounds']} rounds of {figures['images']}): {speeds}"]
+    for other, clocks in figures["build_speed_as_share_of"].items():
+        for clock, share in clocks.items():
+            low, high = share["interval"]
+            lines.append(
+                f"build / {other}, {clock} time: {share['median']:.3f} [{low:.3f}, {high:.3f}], "
+                f"range {share['min']:.3f} to {share['max']:.3f}"
+            )
+    return "\n".join(lines)
+
+
+def _batches(source: ImageSource, reader: MapReader, options: BuildOptions) -> Iterator[Any]:
+    limits = options.batch_size, options.rows_per_shard, OPENING_THREADS
+    return prepared_batches(source.items(), reader, *limits, hashed=False)
+
+
+def _run(batches: Any, reader: MapReader) -> None:
+    """Run the model on prepared batches and do nothing with what it says."""
+
+    def ignore(depth: Depth, states: torch.Tensor) -> None:
+        pass
+
+    with _without_norm(reader):
+        for inputs in batches:
+            if inputs is not None:
+                reader.forward(inputs, ignore)
+
+
+@contextmanager
+def _without_norm(reader: MapReader) -> Iterator[None]:
+    """Leave the norm before the readings to the build."""
+    final_norm, reader.final_norm = reader.final_norm, False
+    try:
+        yield
+    finally:
+        reader.final_norm = final_norm
+
+
+def _build(source: ImageSource, reader: MapReader, options: BuildOptions) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        build_shards(source, reader, open_corpus(source, reader, options, Path(folder)))
+
+
+def _timed(function: Callable[[], None]) -> tuple[float, float]:
+    """Wall-clock seconds, and processor seconds of all threads."""
+    wall, processor = time.perf_counter(), time.process_time()
+    function()
+    return time.perf_counter() - wall, time.process_time() - processor
+
+
+def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> dict[str, Any]:
+    """Median ratio over rounds with its bootstrap interval, and the range."""
+    ratios = numerator / denominator
+    draws = np.median(np.random.default_rng(0).choice(ratios, (RESAMPLES, len(ratios))), axis=1)
+    low, high = np.quantile(draws, (0.025, 0.975)).tolist()
+    values = {"median": np.median(ratios), "min": ratios.min(), "max": ratios.max()}
+    return {
+        **{name: round(float(value), 4) for name, value in values.items()},
+        "interval": [round(low, 4), round(high, 4)],
+    }
