@@ -17,21 +17,15 @@ from PIL.Image import Image
 from torch.utils.data import Dataset, Sampler
 from tqdm import tqdm
 
+from dualstream.data_builders.token_maps.images import image_hash
 from dualstream.eval.manifest import write_json
 
 from .distillation_config import DistillationConfig
-from .image_sources import ImageSource, open_images
+from .image_sources import NumberedImages, open_images
 
 logger = logging.getLogger(__name__)
 NOTHING = -1  # fills the last batch of an epoch; becomes no image
 HASHING_THREADS = 4
-
-
-def content_hash(image: Image) -> str:
-    """SHA-256 of an RGB picture's size and pixels: what it shows, not how or where it is stored."""
-    digest = hashlib.sha256(f"{image.width}x{image.height}:".encode())
-    digest.update(image.tobytes())
-    return digest.hexdigest()
 
 
 class ImageSubset(Dataset):
@@ -43,7 +37,7 @@ class ImageSubset(Dataset):
         hashes: their content hashes.
     """
 
-    def __init__(self, source: ImageSource, indices: list[int], hashes: list[str]) -> None:
+    def __init__(self, source: NumberedImages, indices: list[int], hashes: list[str]) -> None:
         self.source, self.indices, self.hashes = source, indices, hashes
 
     def __len__(self) -> int:
@@ -136,7 +130,7 @@ def _readable(role: str, name: str, config: DistillationConfig, cache: Path | No
     return ImageSubset(source, good, [str(hashes[index]) for index in good]), len(bad)
 
 
-def _cached_hashes(source: ImageSource, path: Path | None) -> list[str | None]:
+def _cached_hashes(source: NumberedImages, path: Path | None) -> list[str | None]:
     """Content hash of every picture, None where it cannot be read; from the file if it is of this source."""
     if path is not None and path.is_file():
         stored = json.loads(path.read_text(encoding="utf-8"))
@@ -145,7 +139,7 @@ def _cached_hashes(source: ImageSource, path: Path | None) -> list[str | None]:
 
     def digest(index: int) -> str | None:
         try:
-            return content_hash(source[index])
+            return image_hash(source[index])
         except (ValueError, OSError):
             return None
 

@@ -1,4 +1,4 @@
-"""Where training pictures come from: a folder, a dataset, or generated scenes; each a numbered list of RGB images."""
+"""Pictures to train on, by number: the sources of ``data_builders.token_maps``, opened in any order."""
 
 from __future__ import annotations
 
@@ -7,24 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from PIL.Image import Image
-from PIL.Image import fromarray as image_from_array
 
+from dualstream.data_builders.token_maps.images import SourceItem
+from dualstream.data_builders.token_maps.sources import DatasetSource, open_source
 from dualstream.processing import load_image
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
-SCENES = "scenes"
-SCENE_PIXELS = 96
-ACCEPTED = (
-    "a folder of images, a parquet file or a folder of them, the id of a dataset on the Hub, or "
-    "scenes:SPLIT:N[:PIXELS], e.g. scenes:train:2000"
-)
 
-
-class ImageSource(ABC):
-    """A numbered list of pictures that are opened one at a time.
+class NumberedImages(ABC):
+    """A list of pictures that are opened one at a time.
 
     Attributes:
-        name: what a person would call it.
+        name: what the card calls it; never a path of this machine.
     """
 
     name: str
@@ -46,133 +39,73 @@ class ImageSource(ABC):
         """Return what to call a picture in a message."""
 
 
-class FolderImages(ImageSource):
-    """The pictures of a folder and of those inside it, by path."""
+class ListedImages(NumberedImages):
+    """The pictures of a source that can list them without opening them: files and generated scenes."""
 
-    def __init__(self, folder: Path) -> None:
-        self.name = str(folder)
-        self.folder = folder
-        self.paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    def __init__(self, name: str, items: list[SourceItem]) -> None:
+        self.name, self.items = name, items
 
     def __len__(self) -> int:
-        """See ``ImageSource``."""
-        return len(self.paths)
+        """See ``NumberedImages``."""
+        return len(self.items)
 
     def __getitem__(self, index: int) -> Image:
-        """See ``ImageSource``."""
-        return load_image(self.paths[index])
+        """See ``NumberedImages``."""
+        return self.items[index].load()
 
     def name_of(self, index: int) -> str:
-        """See ``ImageSource``."""
-        return str(self.paths[index].relative_to(self.folder))
+        """See ``NumberedImages``."""
+        return self.items[index].source_id
 
 
-class DatasetImages(ImageSource):
-    """One image column of a ``datasets.Dataset``; the other columns are not read.
+class DatasetImages(NumberedImages):
+    """One image column of a dataset, read by row number, where ``DatasetSource`` reads it as a stream."""
 
-    Raises:
-        ValueError: there is no such column, or several and none was chosen.
-    """
-
-    def __init__(self, dataset: Any, name: str, column: str | None = None) -> None:
+    def __init__(self, path: str, split: str, source: DatasetSource) -> None:
         from datasets import Image as ImageFeature
+        from datasets import load_dataset
 
-        columns = [key for key, feature in dataset.features.items() if isinstance(feature, ImageFeature)]
-        if (column is None and len(columns) != 1) or (column is not None and column not in columns):
-            raise ValueError(
-                f"image_column={column!r} does not choose one image column of {name}; "
-                f"its image columns are {columns}, all its columns {list(dataset.features)}."
-            )
-        self.name, self.column = name, column or columns[0]
+        if path.endswith(".parquet"):
+            dataset: Any = load_dataset("parquet", data_files=path, split="train")
+        else:
+            dataset = load_dataset(path, split=split)
+        self.name, self.column = source.name, source.column
         self.dataset = dataset.select_columns(self.column).cast_column(self.column, ImageFeature(decode=False))
 
     def __len__(self) -> int:
-        """See ``ImageSource``."""
+        """See ``NumberedImages``."""
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> Image:
-        """See ``ImageSource``."""
+        """See ``NumberedImages``."""
         cell = self.dataset[index][self.column]
         if cell is None:
-            raise ValueError(f"{self.name_of(index)} is empty.")
+            raise ValueError(f"{self.name_of(index)} of {self.name} is empty; give a row with an image.")
         return load_image(cell["path"] if cell["bytes"] is None else cell["bytes"])
 
     def name_of(self, index: int) -> str:
-        """See ``ImageSource``."""
+        """See ``NumberedImages``."""
         return f"row {index}"
 
 
-class SceneImages(ImageSource):
-    """Synthetic scenes, drawn when asked for."""
-
-    def __init__(self, split: str, count: int, pixels: int = SCENE_PIXELS) -> None:
-        from dualstream.data_builders.scenes.build import split_seeds
-
-        self.name = f"{SCENES}:{split}:{count}:{pixels}"
-        self.seeds, self.pixels = split_seeds(split, count), pixels
-
-    def __len__(self) -> int:
-        """See ``ImageSource``."""
-        return len(self.seeds)
-
-    def __getitem__(self, index: int) -> Image:
-        """See ``ImageSource``."""
-        from dualstream.data_builders.scenes import make_scene, rasterize
-
-        return image_from_array(rasterize(make_scene(self.seeds[index]), self.pixels).image)
-
-    def name_of(self, index: int) -> str:
-        """See ``ImageSource``."""
-        return f"scene {self.seeds[index]}"
-
-
-def open_images(source: str, split: str = "train", column: str | None = None) -> ImageSource:
-    """Open a source of pictures by its name.
+def open_images(source: str, split: str = "train", column: str | None = None) -> NumberedImages:
+    """Open pictures by the name of their source.
 
     Args:
-        source: a folder of images (searched to any depth); a parquet file, or a folder that holds parquet files; the
-            id of a dataset on the Hub; or ``scenes:SPLIT:N[:PIXELS]``.
+        source: a folder of images, a parquet file, a folder or Hub id that `datasets` loads, or
+            ``scenes:SPLIT:N[:PIXELS]``; see ``data_builders.token_maps.sources.open_source``.
         split: split of a dataset.
         column: image column of a dataset; None: its only one.
 
     Returns:
-        The source; nothing is decoded yet.
+        The pictures; none is opened yet.
 
     Raises:
         ValueError: the name is none of these, or nothing is there.
     """
-    if source.startswith(SCENES + ":"):
-        return _open_scenes(source)
-    path = Path(source).expanduser()
-    if path.is_dir():
-        opened = _open_folder(path, split, column)
-    elif path.is_file() or source.count("/") == 1:
-        opened = _open_dataset(source, split, column)
-    else:
-        raise ValueError(f"{source!r} is no source of images; accepted is {ACCEPTED}.")
-    if len(opened) == 0:
-        raise ValueError(f"{source!r} holds no images; accepted is {ACCEPTED}.")
-    return opened
-
-
-def _open_scenes(source: str) -> ImageSource:
-    _, *parts = source.split(":")
-    if len(parts) not in (2, 3) or not all(part.isdecimal() and int(part) > 0 for part in parts[1:]):
-        raise ValueError(f"{source!r} names no scenes; accepted is scenes:SPLIT:N[:PIXELS], e.g. scenes:train:2000.")
-    return SceneImages(parts[0], *map(int, parts[1:]))
-
-
-def _open_folder(path: Path, split: str, column: str | None) -> ImageSource:
-    if next(path.rglob("*.parquet"), None) is not None:
-        return _open_dataset(str(path), split, column)
-    return FolderImages(path)
-
-
-def _open_dataset(source: str, split: str, column: str | None) -> ImageSource:
-    from datasets import load_dataset
-
-    if source.endswith(".parquet"):
-        dataset = load_dataset("parquet", data_files=source, split="train")
-    else:
-        dataset = load_dataset(source, split=split)
-    return DatasetImages(dataset, source, column)
+    is_scenes = source.startswith("scenes:")
+    opened = open_source(source, None if is_scenes else split, column)
+    if isinstance(opened, DatasetSource):
+        path = str(Path(source).expanduser()) if Path(source).expanduser().exists() else source
+        return DatasetImages(path, split, opened)
+    return ListedImages(opened.name, list(opened.items()))
