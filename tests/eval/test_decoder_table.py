@@ -187,6 +187,17 @@ def test_a_pruned_decoder_knows_what_it_cannot_name():
         other_share(readings, VisualDecoder(9, 4))
 
 
+def test_the_models_own_decoder_has_a_row_once_it_is_another_than_the_unembedding(folders):
+    model, _ = load_model("tiny-llava", device="cpu", visual_decoder=True)
+    weight = model.get_output_embeddings().weight
+    model.set_visual_decoder(VisualDecoder.from_unembedding(weight))
+    assert list(collect_decoders(model, [])) == [BASELINE]
+    for folder in folders[1:]:
+        model.set_visual_decoder(VisualDecoder.from_pretrained(folder))
+        found = collect_decoders(model, [])
+        assert list(found) == [BASELINE, SHIPPED] and found[SHIPPED] is model.visual_decoder
+
+
 def test_bad_input_is_refused(embedded, folders, tmp_path, capsys):
     model, _ = embedded
     with pytest.raises(ValueError, match="there is a row 'linear' already"):
