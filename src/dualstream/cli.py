@@ -31,12 +31,22 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "evaluate": ("dualstream.eval.scene_questions", "accuracy on held-out scene questions, full against compressed"),
     "decoders": ("dualstream.eval.decoder_table", "compare visual decoders: cost, agreement, answers"),
     "train distill": ("dualstream.train.distill", "teach a visual decoder what the language model reads"),
+    "train sft": ("dualstream.train.sft", "fine-tune a model on conversations with pictures, by TRL"),
+    "study rope-scaling": (
+        "dualstream.analysis.rope_scaling_study.command",
+        "does scaling the vision tower's RoPE help with where things are, with controls",
+    ),
     "build token-maps": ("dualstream.data_builders.token_maps.command", "read pictures as text, into a dataset"),
+    "build spatial-sft": (
+        "dualstream.data_builders.spatial_sft.command",
+        "conversations about where things are, from scenes or GQA, to fine-tune on",
+    ),
 }
 # first word of two-word commands -> help
 GROUPS: dict[str, str] = {
     "train": "train a part of a model",
     "build": "build a data set",
+    "study": "run an experiment from configuration to table and figures",
 }
 EXIT_ERROR = 2
 
@@ -68,15 +78,29 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         "--device", default=None, help="cpu, cuda, cuda:1, mps (default: an accelerator if there is one)"
     )
     parser.add_argument("--dtype", default="auto", help="auto (the checkpoint's), float32, bfloat16, float16")
+    parser.add_argument(
+        "--rope-scaling",
+        default=None,
+        metavar="TYPE[:NUMBER...][:AXIS]",
+        help="scale the vision tower's rotary frequencies (Qwen-VL models), e.g. poly:99:8, sigmoid, exp:2:w; poly:0 "
+        "gives the stock frequencies (default: as the checkpoint says)",
+    )
 
 
 def open_model(args: argparse.Namespace, name: str | None = None) -> tuple[PreTrainedModel, ProcessorMixin]:
-    """Load the model (``name`` or ``args.model``) and its processor on the device asked for."""
+    """Load the model (``name`` or ``args.model``) and its processor, on the device and with the RoPE asked for."""
     from dualstream.modeling import load_model
     from dualstream.processing import register_processors
 
     register_processors()
-    return load_model(name or args.model, device=args.device, dtype=args.dtype)
+    return load_model(
+        name or args.model, device=args.device, dtype=args.dtype, vision_rope_scaling=args.rope_scaling
+    )
+
+
+def model_facts(name: str, model: PreTrainedModel) -> dict[str, Any]:
+    """What a payload says of the model that was run: its name and the scaling of its RoPE, None for the stock one."""
+    return {"model": name, "rope_scaling": getattr(model.config, "vision_rope_scaling", None)}
 
 
 def build_parser(command: str | None = None) -> argparse.ArgumentParser:
