@@ -71,7 +71,7 @@ def read_config(source: str, options: list[str]) -> VisionSFTConfig:
     path = PRESETS.get(source, Path(source))
     if not path.is_file():
         raise ValueError(f"config={source!r} is neither a file nor a preset ({', '.join(sorted(PRESETS))}).")
-    parser = TrlParser([VisionSFTConfig], prog="dualstream train sft")
+    parser = TrlParser([VisionSFTConfig], prog="dualstream train sft")  # type: ignore[list-item]
     (config,) = parser.parse_args_and_config(["--config", str(path), *options])
     return config
 
@@ -206,6 +206,8 @@ def finish(trainer: VisionSFTTrainer, folder: Path, started: float, checkpoint: 
     from .sft_release import write_release
 
     config, state = trainer.args, trainer.state
+    train_rows: Any = trainer.train_dataset
+    eval_rows: Any = trainer.eval_dataset
     validations = [row for row in state.log_history if "eval_loss" in row]
     best = next((row for row in validations if row["step"] == state.best_global_step), None)
     shown = (best if config.load_best_model_at_end else None) or (validations[-1] if validations else {})
@@ -213,10 +215,7 @@ def finish(trainer: VisionSFTTrainer, folder: Path, started: float, checkpoint: 
     record = {
         "steps": state.global_step,
         "world_size": trainer.accelerator.num_processes,
-        "rows": {
-            "train": len(trainer.train_dataset),
-            "validation": 0 if trainer.eval_dataset is None else len(trainer.eval_dataset),
-        },
+        "rows": {"train": len(train_rows), "validation": 0 if eval_rows is None else len(eval_rows)},
         "trained": table_dict(trainer.trained),
         "facts": {
             "model_class": type(trainer.inner).__name__,

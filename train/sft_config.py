@@ -115,7 +115,7 @@ class VisionSFTConfig(SFTConfig):
     max_length: int | None = field(
         default=None, metadata={"help": "longest row in tokens; a longer one is an error, nothing is ever cut"}
     )
-    gradient_checkpointing: bool | None = field(
+    gradient_checkpointing: bool | None = field(  # type: ignore[assignment]
         default=None, metadata={"help": "the older name of activation_checkpointing, which trades speed for memory"}
     )
     num_train_epochs: float = field(default=1.0, metadata={"help": "passes over the training rows"})

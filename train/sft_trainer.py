@@ -47,9 +47,10 @@ class VisionSFTTrainer(SFTTrainer):
         trained: the table of what is trained, for the record.
     """
 
+    args: VisionSFTConfig
     trained: Sequence[PartRow] = ()
     # The loss is already divided by the tokens of the whole update.
-    loss_is_scaled_for_ga = True
+    loss_is_scaled_for_ga: bool | None = True  # type: ignore[assignment]
 
     def __init__(
         self,
