@@ -147,8 +147,11 @@ class VisionSFTConfig(SFTConfig):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value} must be at least 1.")
-        if not self.merge and "full" in self.modes.values():
-            raise ValueError("merge=false releases an adapter, which holds no fully trained part; leave merge on.")
+        if not self.merge and ("full" in self.modes.values() or self.rope_scaling is not None):
+            raise ValueError(
+                "merge=false releases an adapter, which can hold neither a fully trained part nor a RoPE scaling; "
+                "leave merge on."
+            )
         if self.eval_strategy != "no" and self.eval_split is None:
             raise ValueError(f"eval_strategy={self.eval_strategy} needs an eval_split; or set eval_strategy to 'no'.")
         self._refuse_what_this_loss_cannot_do()

@@ -31,6 +31,7 @@ SMALL = {
     "learning_rate": 1e-3,
 }
 MIXED = {"train_vision": "lora", "train_connector": "full", "train_llm": "lora", "lora_r": 4}
+ALL_LORA = ("--train_vision", "lora", "--train_connector", "lora", "--train_llm", "lora")
 LORA = {"train_vision": "lora", "train_connector": "lora", "train_llm": "lora", "lora_r": 4}
 
 
@@ -212,6 +213,42 @@ def test_the_release_answers_as_the_trained_model_at_the_resolution_of_training(
         torch.testing.assert_close(model(**inputs).logits, expected, atol=1e-4, rtol=1e-3)
 
 
+def test_an_adapter_can_be_released_unmerged(configure):
+    config = configure(**LORA, merge=False)
+    record = fine_tune(config)
+    release = Path(record["release"])
+    assert (release / "adapter_config.json").is_file() and not (release / "model.safetensors").exists()
+    model = AutoModelForImageTextToText.from_pretrained(release)
+    adapted = [name for name, module in model.named_modules() if hasattr(module, "lora_B")]
+    assert any(name.endswith("attn.qkv") for name in adapted)
+    largest = max(float(model.get_submodule(name).lora_B["default"].weight.abs().max()) for name in adapted)
+    assert largest > 1e-4
+
+
+def test_activation_checkpointing_changes_nothing_and_reaches_the_tower(configure):
+    plain, saving = (trained(configure(f"{on}", **LORA, activation_checkpointing=on)) for on in (False, True))
+    assert saving.inner.is_activation_checkpointing
+    assert largest_difference(weights(plain.model), weights(saving.model)) < 1e-5
+    tower = [p for n, p in saving.model.named_parameters() if ".visual.blocks.0." in n and ".lora_B" in n]
+    assert tower and all(float(p.detach().abs().max()) > 0 for p in tower)
+
+
+def test_llava_is_trained_and_released_too(configure):
+    record = fine_tune(configure(model="tiny-llava", max_steps=1, compression="rle", train_vision="lora", bf16=True))
+    assert record["facts"]["model_class"] == "LlavaForConditionalGeneration"
+    assert 0 < record["log"][0]["kept_visual_tokens"] < 1
+    model, info = AutoModelForImageTextToText.from_pretrained(record["release"], output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    assert model.dtype == torch.float32  # as the checkpoint it began with
+
+
+def test_processes_that_do_not_know_of_each_other_are_stopped(configure, monkeypatch):
+    config = configure()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="ACCELERATE_USE_CPU=true"):
+        fine_tune(config)
+
+
 def test_a_finished_run_is_reported_and_another_configuration_refused(configure, tmp_path):
     first = fine_tune(configure())
     weights_file = Path(first["release"]) / "model.safetensors"
@@ -270,6 +307,7 @@ def folders(tmp_path):
         (("--packing", "true"), "packing=True is not supported"),
         (("--base_dtype", "bfloat16"), "needs bf16=true"),
         (("--merge", "false"), "merge=false"),
+        (("--merge", "false", *ALL_LORA, "--rope_scaling", "poly"), "merge=false"),
         (("--rope_scaling", "spiral"), "spiral"),
         (("--model", "tiny-llava", "--rope_scaling", "poly"), "no vision tower with an axial rotary table"),
         (("--compression", "zip"), "zip"),
