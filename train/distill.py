@@ -23,6 +23,8 @@ from typing import TYPE_CHECKING, Any
 from dualstream.cli import Result
 from dualstream.eval.manifest import make_manifest, write_json
 
+from .run_folder import claim_folder, last_complete_checkpoint, require_one_group
+
 if TYPE_CHECKING:
     from dualstream.modeling import VisualDecoder
 
@@ -34,7 +36,7 @@ PASSES_OPTIONS_ON = True
 PRESETS = {
     path.stem.removeprefix("distill_").replace("_", "-"): path for path in Path(__file__).parent.glob("distill_*.yaml")
 }
-SETTINGS, RESULT, CLASSES = "configuration.json", "distillation.json", "classes"
+RESULT, CLASSES = "distillation.json", "classes"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -100,13 +102,11 @@ def distill(config: DistillationConfig) -> dict[str, Any]:
     Raises:
         ValueError: the folder holds another run, processes do not know of each other, or a setting does not fit.
     """
-    from .distillation import last_complete_checkpoint
-
     started = time.time()
-    _require_one_group(config)
+    require_one_group(config.world_size)
     folder = Path(str(config.output_dir))
     with config.main_process_first(desc="run folder"):
-        claim_folder(folder, config)
+        claim_folder(folder, config.run_settings())
     if (folder / RESULT).is_file():
         return json.loads((folder / RESULT).read_text(encoding="utf-8"))
     trainer, images = make_trainer(config, folder)
@@ -118,29 +118,6 @@ def distill(config: DistillationConfig) -> dict[str, Any]:
         record = finish(trainer, images, folder, started)
     trainer.accelerator.wait_for_everyone()
     return record
-
-
-def claim_folder(folder: Path, config: DistillationConfig) -> None:
-    """Make the run folder, or check that the run in it is this one.
-
-    Raises:
-        ValueError: the folder holds another run, or something else.
-    """
-    settings, path = json.loads(json.dumps(config.run_settings())), folder / SETTINGS
-    if path.is_file():
-        stored = json.loads(path.read_text(encoding="utf-8"))
-        changed = [name for name in settings if stored.get(name) != settings[name]]
-        if changed:
-            shown = ", ".join(f"{name}: {stored.get(name)!r} there, {settings[name]!r} now" for name in changed[:5])
-            raise ValueError(
-                f"output_dir={folder} holds a run of another configuration ({shown}); choose another folder, or "
-                "remove that one."
-            )
-        return
-    if folder.is_dir() and any(folder.iterdir()):
-        raise ValueError(f"output_dir={folder} is not empty and holds no run of this command; choose another folder.")
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(path, settings)
 
 
 def make_trainer(
@@ -271,16 +248,6 @@ def install(run_folder: Path, checkpoint: Path) -> None:
             "another model."
         )
     decoder.save_pretrained(checkpoint)
-
-
-def _require_one_group(config: DistillationConfig) -> None:
-    """Stop processes that were started together but do not know of each other: each would train by itself."""
-    announced = int(os.environ.get("WORLD_SIZE", "1"))
-    if config.world_size != announced:
-        raise ValueError(
-            f"{announced} processes were started but each believes to be one of {config.world_size}; on a CPU set "
-            "ACCELERATE_USE_CPU=true for torchrun."
-        )
 
 
 def _agreed(checkpoint: Path | None) -> Path | None:

@@ -8,9 +8,7 @@ and the prompt ends with the image, so no text can influence what is learnt.
 from __future__ import annotations
 
 import copy
-import json
 import math
-import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,8 +28,7 @@ from dualstream.modeling.visual_decoder import top_k_tokens
 from .distillation_config import DistillationConfig
 from .distillation_loss import LossParts, TeacherHead, distillation_loss
 from .image_dataset import EpochSampler, ImageCollator, PaddedImages
-
-TRAINER_STATE = "trainer_state.json"
+from .run_folder import mark_complete
 
 
 class DistillationObjective(nn.Module):
@@ -306,6 +303,12 @@ class VisualDecoderDistillationTrainer(Trainer):
         decoder = copy.deepcopy(self.decoder).requires_grad_(False).eval()
         return decoder.to(self.family.unembedding(self.teacher).weight.dtype)
 
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            mark_complete(Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}")
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         self.decoder.load_state_dict(VisualDecoder.from_pretrained(resume_from_checkpoint).state_dict())
 
@@ -354,25 +357,3 @@ class PatienceCallback(TrainerCallback):
         best = max(values) if args.greater_is_better else min(values)
         if len(values) - 1 - values.index(best) >= self.patience:
             control.should_training_stop = True
-
-
-def last_complete_checkpoint(folder: Path) -> Path | None:
-    """Find the newest checkpoint that was written to its end, and remove those that were not.
-
-    The trainer's state is the last file of a checkpoint; a folder without a readable one was left by a killed process.
-
-    Returns:
-        None if there is none.
-    """
-    numbered = {
-        int(path.name.split("-")[1]): path for path in folder.glob("checkpoint-*") if path.name[11:].isdecimal()
-    }
-    complete = []
-    for _, path in sorted(numbered.items()):
-        try:
-            json.loads((path / TRAINER_STATE).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            shutil.rmtree(path)
-        else:
-            complete.append(path)
-    return complete[-1] if complete else None

@@ -1,21 +1,16 @@
-"""The command: a whole run, continued after a kill, in two processes, and never over another run."""
+"""The command: a whole run, never over another one; settings, presets and installation."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 
 import pytest
-import torch
 import yaml
 
 from dualstream.cli import main
 from dualstream.modeling import VisualDecoder, compressing, load_model
 from dualstream.processing import build_inputs
-from dualstream.train.distill import PRESETS, claim_folder, distill, install, read_config
+from dualstream.train.distill import PRESETS, install, read_config
 from dualstream.train.image_sources import open_images
+from dualstream.train.run_folder import claim_folder
 
 SETTINGS = {
     "model": "tiny-llava",
@@ -31,7 +26,6 @@ SETTINGS = {
     "use_cpu": True,
     "disable_tqdm": True,
 }
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 
 @pytest.fixture
@@ -44,10 +38,6 @@ def write_config(tmp_path):
         return str(path)
 
     return write
-
-
-def weights(folder):
-    return VisualDecoder.from_pretrained(folder).own_parameter.detach()
 
 
 def test_a_run_from_configuration_to_card(write_config, tmp_path, capsys):
@@ -87,82 +77,15 @@ def test_a_run_from_configuration_to_card(write_config, tmp_path, capsys):
     assert "another configuration (learning_rate: 0.001 there, 0.003 now)" in capsys.readouterr().err
 
 
-def test_a_killed_run_ends_with_the_same_weights(write_config, tmp_path):
-    """SIGKILL in the middle of the second epoch, then the same command again."""
-    straight = distill(read_config(write_config("straight"), []))
-    config, folder = write_config("killed"), tmp_path / "killed"
-    process = subprocess.Popen(
-        [sys.executable, "-m", "dualstream.cli", "train", "distill", "--config", config],
-        env=ENVIRONMENT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    deadline = time.monotonic() + 300
-    while not (folder / "checkpoint-4" / "trainer_state.json").exists():
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    assert not (folder / "distillation.json").exists()
-
-    continued = distill(read_config(config, []))
-    for name in ("visual_decoder.safetensors",):
-        assert (folder / name).read_bytes() == (tmp_path / "straight" / name).read_bytes()
-    last = [torch.load(tmp_path / run / "checkpoint-9" / "optimizer.pt")["state"][0] for run in ("straight", "killed")]
-    assert all(torch.equal(last[0][key], last[1][key]) for key in ("step", "exp_avg", "exp_avg_sq"))
-    curves = [
-        [(row["step"], row["loss"], row.get("ce")) for row in record["curves"] if "loss" in row]
-        for record in (straight, continued)
-    ]
-    assert curves[0] == curves[1] and len(curves[0]) == 9
-    assert continued["figures"] == straight["figures"]
-
-
-def test_two_processes_equal_one(write_config, tmp_path):
-    """Eleven pictures: the last update of an epoch has one process with a picture less than the other."""
-    options = {"num_train_epochs": 2, "test_images": None}
-    one = distill(read_config(write_config("one", per_device_train_batch_size=8, **options), []))
-    config = write_config("two", per_device_train_batch_size=4, **options)
-    command = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "dualstream.cli"]
-    result = subprocess.run(
-        [sys.executable, "-m", *command, "train", "distill", "--config", config, "--json"],
-        env={**ENVIRONMENT, "ACCELERATE_USE_CPU": "true"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
-    two = json.loads(result.stdout)  # one object, though two processes ran
-    assert two["manifest"]["processes"] == 2 and one["manifest"]["processes"] == 1
-    assert [row["step"] for row in two["curves"]] == [row["step"] for row in one["curves"]]
-    for name in ("loss", "kl", "ce", "agreement", "eval_loss", "eval_agreement", "eval_boundary_f1"):
-        values = [[row[name] for row in record["curves"] if name in row] for record in (one, two)]
-        assert values[1] == pytest.approx(values[0], rel=1e-5, abs=1e-6), name
-    start = load_model("tiny-llava", device="cpu")[0].get_output_embeddings().weight
-    assert (weights(tmp_path / "one") - start).abs().max() > 1e-3
-    torch.testing.assert_close(weights(tmp_path / "two"), weights(tmp_path / "one"), rtol=0, atol=1e-6)
-
-
-def test_processes_that_do_not_know_of_each_other(write_config, monkeypatch):
-    config = read_config(write_config(), [])
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ValueError, match="ACCELERATE_USE_CPU=true"):
-        distill(config)
-
-
-def test_a_folder_of_something_else_is_left_alone(write_config, tmp_path):
-    config = read_config(write_config(), [])
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "thesis.txt").write_text("years of work")
-    with pytest.raises(ValueError, match="not empty and holds no run"):
-        claim_folder(tmp_path / "run", config)
-
-
 def test_a_run_may_be_continued_with_other_workers_or_trackers(write_config, tmp_path):
-    claim_folder(tmp_path / "run", read_config(write_config(), []))
-    claim_folder(tmp_path / "run", read_config(write_config(dataloader_num_workers=2, save_total_limit=3), []))
+    settings = [
+        read_config(write_config(**options), []).run_settings()
+        for options in ({}, {"dataloader_num_workers": 2, "save_total_limit": 3}, {"seed": 1})
+    ]
+    claim_folder(tmp_path / "run", settings[0])
+    claim_folder(tmp_path / "run", settings[1])
     with pytest.raises(ValueError, match="seed: 42 there, 1 now"):
-        claim_folder(tmp_path / "run", read_config(write_config(seed=1), []))
+        claim_folder(tmp_path / "run", settings[2])
 
 
 def test_install_puts_the_decoder_beside_the_weights(tmp_path):
