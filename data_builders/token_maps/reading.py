@@ -135,9 +135,11 @@ class MapReader:
     def describe(self) -> dict[str, Any]:
         """JSON values that identify the readings: model, decoder, processor and options."""
         kind, digest = self._decoders[True]
+        scaling = getattr(self.model.config, "vision_rope_scaling", None)  # not among the weights of the revision
         return {
             "model": self.name,
             "model_revision": self.revision,
+            **({} if scaling is None else {"rope_scaling": scaling}),
             "dtype": str(self.model.dtype).removeprefix("torch."),
             "decoder_kind": kind,
             "decoder_hash": digest,
@@ -163,7 +165,7 @@ def tensors_sha256(tensors: dict[str, torch.Tensor]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}\n".encode())
-        digest.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
