@@ -69,7 +69,7 @@ setup(
         "dualstream.data_builders": ["**/*.md"],
         "dualstream.train": ["**/*.yaml", "**/*.md"],
         "dualstream.processing": ["templates/*"],
-        "dualstream.analysis": ["templates/*"],
+        "dualstream.analysis": ["templates/*", "**/*.yaml"],
     },
     install_requires=REQUIRED,
     extras_require={"train": TRAIN, "eval": EVAL, "space": SPACE, "dev": DEV},
