@@ -16,6 +16,11 @@ _HOMES = {
     "compressed_model": ("VisualCompressionMixin",),
     "compression_context": ("compressing",),
     "compression_report": ("CompressionReport", "ImageCompression"),
+    "configuration_rope_scaled": (
+        "Qwen2VLRopeScaledConfig",
+        "Qwen2_5_VLRopeScaledConfig",
+        "Qwen3VLRopeScaledConfig",
+    ),
     "configuration_visual_decoder": (
         "InternVLWithVisualDecoderConfig",
         "LlavaWithVisualDecoderConfig",
@@ -28,8 +33,11 @@ _HOMES = {
     "lens": ("VisualReading", "image_features_and_states", "read_visual_tokens", "visual_features"),
     "modeling_internvl_visual_decoder": ("InternVLWithVisualDecoder",),
     "modeling_llava_visual_decoder": ("LlavaWithVisualDecoder",),
+    "modeling_qwen2_5_vl_rope_scaled": ("Qwen2_5_VLRopeScaled",),
     "modeling_qwen2_5_vl_visual_decoder": ("Qwen2_5_VLWithVisualDecoder",),
+    "modeling_qwen2_vl_rope_scaled": ("Qwen2VLRopeScaled",),
     "modeling_qwen2_vl_visual_decoder": ("Qwen2VLWithVisualDecoder",),
+    "modeling_qwen3_vl_rope_scaled": ("Qwen3VLRopeScaled",),
     "modeling_qwen3_vl_visual_decoder": ("Qwen3VLWithVisualDecoder",),
     "prompt_plan": ("PromptPlan", "plan_prompt"),
     "rope_formulas": ("RopeScaling",),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,20 @@ from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 from transformers.utils import logging
 
 from .decoder_files import holds_decoder
-from .families import FAMILIES, family_of
+from .families import FAMILIES, ROPE_SCALED_SUFFIX, VISUAL_DECODER_SUFFIX, family_of
 from .modeling_internvl_visual_decoder import InternVLWithVisualDecoder
 from .modeling_llava_visual_decoder import LlavaWithVisualDecoder
+from .modeling_qwen2_5_vl_rope_scaled import Qwen2_5_VLRopeScaled
 from .modeling_qwen2_5_vl_visual_decoder import Qwen2_5_VLWithVisualDecoder
+from .modeling_qwen2_vl_rope_scaled import Qwen2VLRopeScaled
 from .modeling_qwen2_vl_visual_decoder import Qwen2VLWithVisualDecoder
+from .modeling_qwen3_vl_rope_scaled import Qwen3VLRopeScaled
 from .modeling_qwen3_vl_visual_decoder import Qwen3VLWithVisualDecoder
-from .visual_decoder_model import AUTO_CLASSES, DECODER_PREFIX, HUB_ARGUMENTS, VisualDecoderModel, stock_class
+from .published_model import AUTO_CLASSES, PublishedModel, stock_class
+from .rope_formulas import RopeScaling
+from .rope_scaled_model import RopeScaledModel
+from .rope_scaling import CONFIG_FIELD
+from .visual_decoder_model import DECODER_PREFIX, HUB_ARGUMENTS, VisualDecoderModel
 
 logger = logging.get_logger(__name__)
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
@@ -33,9 +41,15 @@ MODEL_CLASSES: dict[str, type[VisualDecoderModel]] = {
     "qwen3_vl": Qwen3VLWithVisualDecoder,
     "internvl": InternVLWithVisualDecoder,
 }
+# The families whose vision tower has rotary frequencies to scale; their classes above can scale them too.
+ROPE_SCALED_CLASSES: dict[str, type[RopeScaledModel]] = {
+    "qwen2_vl": Qwen2VLRopeScaled,
+    "qwen2_5_vl": Qwen2_5_VLRopeScaled,
+    "qwen3_vl": Qwen3VLRopeScaled,
+}
 
 
-def _register(model_class: type[VisualDecoderModel]) -> None:
+def _register(model_class: type[PublishedModel]) -> None:
     config_class: Any = model_class.config_class
     stock_config_class: Any = stock_class(model_class).config_class
     AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
@@ -46,7 +60,7 @@ def _register(model_class: type[VisualDecoderModel]) -> None:
         AutoProcessor.register(config_class, PROCESSOR_MAPPING[stock_config_class])
 
 
-for _class in MODEL_CLASSES.values():
+for _class in (*MODEL_CLASSES.values(), *ROPE_SCALED_CLASSES.values()):
     _register(_class)
 
 
@@ -65,7 +79,7 @@ def default_model_path(name: str = DEFAULT_MODEL) -> Path:
 
 
 def infer_class(model_or_config: PreTrainedModel | PreTrainedConfig) -> type[VisualDecoderModel]:
-    """Return our class for a stock (or our own) model or configuration.
+    """Return the class with a visual decoder for a stock (or our own) model or configuration.
 
     Raises:
         ValueError: the family is not supported.
@@ -79,6 +93,7 @@ def load_model(
     dtype: str | torch.dtype = "auto",
     *,
     visual_decoder: bool | None = None,
+    vision_rope_scaling: RopeScaling | Mapping[str, Any] | str | None = None,
     **kwargs: Any,
 ) -> tuple[PreTrainedModel, ProcessorMixin]:
     """Load a vision-language model and its processor, and check that every weight came from the checkpoint.
@@ -90,23 +105,27 @@ def load_model(
         visual_decoder: whether to load a stock checkpoint into our class of its family (``XWithVisualDecoder``);
             default, if there is a trained decoder beside its weights. Without one our class starts from a copy of the
             unembedding. A checkpoint of ours is loaded into our class in any case.
+        vision_rope_scaling: how to scale the vision tower's rotary frequencies, see ``RopeScaling.from_any``; default,
+            as the checkpoint says. A scaled model is of a class of ours (``XRopeScaled`` or ``XWithVisualDecoder``).
         **kwargs: passed to ``from_pretrained``; ``revision``, ``token`` and the like also reach the processor.
 
     Returns:
         The model, in evaluation mode, and its processor.
 
     Raises:
-        ValueError: the name is unknown, the folder is missing or incomplete, a file is corrupt, or the model is not a
-            vision-language model of a supported family.
+        ValueError: the name is unknown, the folder is missing or incomplete, a file is corrupt, the model is not a
+            vision-language model of a supported family, or its tower cannot be scaled as asked.
     """
     source = _resolve(name_or_path)
+    if vision_rope_scaling is not None:
+        kwargs[CONFIG_FIELD] = RopeScaling.from_any(vision_rope_scaling)
     hub_arguments = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
     try:
         config = AutoConfig.from_pretrained(source, **hub_arguments)
         _require_supported(config, source)
         if visual_decoder is None:
             visual_decoder = holds_decoder(source, **hub_arguments)
-        model_class: Any = _model_class(config, visual_decoder)
+        model_class: Any = _model_class(config, visual_decoder, kwargs.get(CONFIG_FIELD))
         model, info = model_class.from_pretrained(source, dtype=dtype, output_loading_info=True, **kwargs)
         _require_complete(info, source)
         processor = _load_processor(source, config, hub_arguments)
@@ -156,11 +175,19 @@ def _require_supported(config: PreTrainedConfig, source: str) -> None:
     family_of(config)
 
 
-def _model_class(config: PreTrainedConfig, visual_decoder: bool) -> type[PreTrainedModel]:
-    ours = infer_class(config)
-    if visual_decoder or config.model_type == ours.config_class.model_type:
-        return ours
-    return stock_class(ours)
+def _model_class(config: PreTrainedConfig, visual_decoder: bool, scaling: RopeScaling | None) -> type[PreTrainedModel]:
+    """Return the stock class, unless the checkpoint or the caller wants more than it can do."""
+    family = family_of(config).name
+    if scaling is not None and family not in ROPE_SCALED_CLASSES:
+        raise ValueError(
+            f"vision_rope_scaling={str(scaling)!r} needs a vision tower with a rotary table, which a '{family}' model "
+            f"has not. Families that can be scaled: {', '.join(ROPE_SCALED_CLASSES)}."
+        )
+    if visual_decoder or config.model_type.endswith(VISUAL_DECODER_SUFFIX):
+        return MODEL_CLASSES[family]
+    if scaling is not None or getattr(config, CONFIG_FIELD, None) or config.model_type.endswith(ROPE_SCALED_SUFFIX):
+        return ROPE_SCALED_CLASSES[family]
+    return stock_class(MODEL_CLASSES[family])
 
 
 def _require_complete(info: dict[str, Any], source: str) -> None:

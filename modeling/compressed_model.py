@@ -55,7 +55,7 @@ class VisualCompressionMixin(StockModel):
         if "forward" in cls.__dict__ or not hasattr(cls, "get_output_embeddings"):
             return
         parents: list[Any] = [base for base in cls.__mro__[1:] if not issubclass(base, VisualCompressionMixin)]
-        stock = parents[0].forward
+        stock = next(base.forward for base in parents if hasattr(base, "forward"))
         stock_signature = inspect.signature(stock)
 
         @functools.wraps(stock)

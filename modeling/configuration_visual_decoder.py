@@ -6,24 +6,20 @@ stock ``config.json`` can be read with them: that is how a stock checkpoint beco
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import Any
 
 from transformers import InternVLConfig, LlavaConfig, Qwen2_5_VLConfig, Qwen2VLConfig, Qwen3VLConfig
 
-from .families import VISUAL_DECODER_SUFFIX
+from .families import ROPE_SCALED_SUFFIX
+from .published_config import PublishedConfig
+from .rope_scaling_fields import RopeScalingFields
 from .visual_compression import CompressionConfig
 from .visual_decoder import KINDS, VisualDecoder
 
 
-def stock_model_type(model_type: str) -> str:
-    """Name of the stock family behind a model type, e.g. ``llava`` for ``llava`` and ``llava_visual_decoder``."""
-    return model_type.removesuffix(VISUAL_DECODER_SUFFIX)
-
-
 @dataclass(init=False, repr=False, eq=False)
-class VisualDecoderFields:
+class VisualDecoderFields(PublishedConfig):
     """The fields our configurations add to a stock one.
 
     Attributes:
@@ -41,11 +37,7 @@ class VisualDecoderFields:
     visual_decoder_trained: bool = False
     visual_decoder_training: dict[str, Any] | None = None
 
-    def __post_init__(self, **kwargs: Any) -> None:
-        """Take over what a JSON file holds besides the declared fields."""
-        # A stock file brings its own model type; stored on the instance it would shadow the type of the class.
-        kwargs.pop("model_type", None)
-        super().__post_init__(**kwargs)  # type: ignore[misc]
+    reads_suffixes = ("", ROPE_SCALED_SUFFIX)
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Check the compression settings and the decoder's kind whenever they are set, at construction or later.
@@ -66,24 +58,6 @@ class VisualDecoderFields:
         self.visual_decoder_trained = bool(decoder.training_facts)
         self.visual_decoder_training = dict(decoder.training_facts) or None
 
-    @classmethod
-    def get_config_dict(
-        cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Read a checkpoint's configuration as a dict, from one of ours or from a stock one of the same family.
-
-        Raises:
-            ValueError: the checkpoint belongs to another family.
-        """
-        config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)  # type: ignore[misc]
-        found, own = config_dict.get("model_type", ""), cls.model_type  # type: ignore[attr-defined]
-        if stock_model_type(found) != stock_model_type(own):
-            raise ValueError(
-                f"{cls.__name__} reads checkpoints of type '{stock_model_type(own)}' or '{own}', but "
-                f"{pretrained_model_name_or_path} is of type '{found}'. Use the class of that family."
-            )
-        return {**config_dict, "model_type": own}, kwargs
-
 
 class LlavaWithVisualDecoderConfig(VisualDecoderFields, LlavaConfig):
     """LLaVA-1.5 configuration with a visual decoder."""
@@ -91,19 +65,19 @@ class LlavaWithVisualDecoderConfig(VisualDecoderFields, LlavaConfig):
     model_type = "llava_visual_decoder"
 
 
-class Qwen2VLWithVisualDecoderConfig(VisualDecoderFields, Qwen2VLConfig):
+class Qwen2VLWithVisualDecoderConfig(RopeScalingFields, VisualDecoderFields, Qwen2VLConfig):
     """Qwen2-VL configuration with a visual decoder."""
 
     model_type = "qwen2_vl_visual_decoder"
 
 
-class Qwen2_5_VLWithVisualDecoderConfig(VisualDecoderFields, Qwen2_5_VLConfig):
+class Qwen2_5_VLWithVisualDecoderConfig(RopeScalingFields, VisualDecoderFields, Qwen2_5_VLConfig):
     """Qwen2.5-VL configuration with a visual decoder."""
 
     model_type = "qwen2_5_vl_visual_decoder"
 
 
-class Qwen3VLWithVisualDecoderConfig(VisualDecoderFields, Qwen3VLConfig):
+class Qwen3VLWithVisualDecoderConfig(RopeScalingFields, VisualDecoderFields, Qwen3VLConfig):
     """Qwen3-VL configuration with a visual decoder."""
 
     model_type = "qwen3_vl_visual_decoder"

@@ -9,7 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 
-VISUAL_DECODER_SUFFIX = "_visual_decoder"
+VISUAL_DECODER_SUFFIX, ROPE_SCALED_SUFFIX = "_visual_decoder", "_rope_scaled"
+
+
+def stock_model_type(model_type: str) -> str:
+    """Name of the stock family behind a model type, e.g. ``llava`` for ``llava`` and ``llava_visual_decoder``."""
+    return model_type.removesuffix(VISUAL_DECODER_SUFFIX).removesuffix(ROPE_SCALED_SUFFIX)
 
 
 def attribute_at(module: Any, *paths: str) -> Any:
@@ -200,14 +205,14 @@ FAMILIES: dict[str, Family] = {
 
 
 def family_of(model_or_config: Any) -> Family:
-    """Return the family of a model or configuration, stock or with a visual decoder.
+    """Return the family of a model or configuration, stock or of a class of ours.
 
     Raises:
         ValueError: for an unsupported model type, naming the supported ones.
     """
     config = getattr(model_or_config, "config", model_or_config)
     model_type = str(getattr(config, "model_type", None))
-    family = FAMILIES.get(model_type.removesuffix(VISUAL_DECODER_SUFFIX))
+    family = FAMILIES.get(stock_model_type(model_type))
     if family is None:
         raise ValueError(
             f"model type {model_type!r} ({type(model_or_config).__name__}) is not supported; "

@@ -3,7 +3,8 @@
 from transformers import InternVLForConditionalGeneration
 
 from .configuration_visual_decoder import InternVLWithVisualDecoderConfig
-from .visual_decoder_model import VisualDecoderModel, publish
+from .published_model import publish
+from .visual_decoder_model import VisualDecoderModel
 
 
 class InternVLWithVisualDecoder(VisualDecoderModel, InternVLForConditionalGeneration):

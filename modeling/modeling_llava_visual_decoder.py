@@ -3,7 +3,8 @@
 from transformers import LlavaForConditionalGeneration
 
 from .configuration_visual_decoder import LlavaWithVisualDecoderConfig
-from .visual_decoder_model import VisualDecoderModel, publish
+from .published_model import publish
+from .visual_decoder_model import VisualDecoderModel
 
 
 class LlavaWithVisualDecoder(VisualDecoderModel, LlavaForConditionalGeneration):

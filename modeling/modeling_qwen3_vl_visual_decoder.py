@@ -3,11 +3,13 @@
 from transformers import Qwen3VLForConditionalGeneration
 
 from .configuration_visual_decoder import Qwen3VLWithVisualDecoderConfig
-from .visual_decoder_model import VisualDecoderModel, publish
+from .published_model import publish
+from .rope_scaled_model import RopeScaledModel
+from .visual_decoder_model import VisualDecoderModel
 
 
-class Qwen3VLWithVisualDecoder(VisualDecoderModel, Qwen3VLForConditionalGeneration):
-    """Qwen3-VL with a visual decoder and compressed prompts; loads stock checkpoints too."""
+class Qwen3VLWithVisualDecoder(VisualDecoderModel, RopeScaledModel, Qwen3VLForConditionalGeneration):
+    """Qwen3-VL with a visual decoder, compressed prompts and scalable RoPE; loads stock checkpoints too."""
 
     config: Qwen3VLWithVisualDecoderConfig
 

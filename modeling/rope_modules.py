@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import initialization
 
 from .rope_formulas import RopeScaling
 from .rope_towers import RotaryTower, stock_frequencies, tower_of
@@ -83,6 +84,16 @@ class ScaledRotary(nn.Module):
         factors = _column_factors(tower, self.rope_scaling, len(frequencies))
         device: Any = self._buffers["unscaled"].device  # type: ignore[union-attr]
         self._buffers[tower.buffer] = self._table(frequencies, factors).to(device)
+
+    def restart(self) -> None:
+        """Write everything that was not loaded from a checkpoint anew, as after scaling a new stock module."""
+        tower: Any = tower_of(self)
+        device: Any = self._buffers["unscaled"].device  # type: ignore[union-attr]
+        self._buffers["unscaled"] = self.stock_class(self.config)._buffers[tower.buffer].to(device)
+        if self.rope_scaling.learned:
+            factors = self.rope_scaling.factors(tower.ratios(len(stock_frequencies(self))))
+            initialization.copy_(self.log_scale, factors.log().float())  # leaves a loaded parameter alone
+        self.refresh()
 
     def current_scaling(self) -> RopeScaling:
         """Return the scaling with the values that are learned so far."""

@@ -9,7 +9,7 @@ from torch import nn
 
 from .decoder_files import load_decoder_files, save_decoder_files
 from .decoder_tables import UNKNOWN_CLASS, check_classes, resized_tables, token_tables
-from .families import VISUAL_DECODER_SUFFIX
+from .families import stock_model_type
 from .vocabulary_scores import mean_row, require_readable, top_k_tokens
 
 KINDS = ("linear", "factored", "pruned")
@@ -352,7 +352,7 @@ class VisualDecoder(nn.Module):
         """
         expected = tuple(model.get_output_embeddings().weight.shape)
         found = (self.vocab_size, self.hidden_size)
-        model_type = str(getattr(model.config, "model_type", "")).removesuffix(VISUAL_DECODER_SUFFIX)
+        model_type = stock_model_type(str(getattr(model.config, "model_type", "")))
         if found == expected and self.model_type in ("", model_type):
             return
         origin = f" from {self.origin}" if self.origin else ""

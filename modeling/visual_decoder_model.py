@@ -4,25 +4,21 @@ from __future__ import annotations
 
 import os
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.conversion_mapping import (
-    get_checkpoint_conversion_mapping,
-    register_checkpoint_conversion_mapping,
-)
+from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from .compressed_model import VisualCompressionMixin
-from .configuration_visual_decoder import stock_model_type
 from .decoder_files import holds_decoder
+from .families import VISUAL_DECODER_SUFFIX, stock_model_type
+from .published_model import PublishedModel
 from .visual_compression import CompressionConfig
 from .visual_decoder import VisualDecoder
 
 logger = logging.get_logger(__name__)
 
-AUTO_CLASSES = ("AutoModelForImageTextToText", "AutoModelForMultimodalLM", "AutoModel")
 HUB_ARGUMENTS = ("cache_dir", "local_files_only", "token", "revision", "subfolder")
 DECODER_PREFIX = "visual_decoder."
 DECODER_TABLES = {DECODER_PREFIX + "meaningless", DECODER_PREFIX + "text_class"}  # a tokenizer fills them
@@ -31,15 +27,8 @@ DECODER_TABLES = {DECODER_PREFIX + "meaningless", DECODER_PREFIX + "text_class"}
 # does not pass through the configuration.
 _beside_checkpoint: ContextVar[VisualDecoder | None] = ContextVar("decoder_beside_checkpoint", default=None)
 
-if TYPE_CHECKING:
 
-    class _Base(VisualCompressionMixin, PreTrainedModel):
-        """What a class with this mixin is in the end."""
-else:
-    _Base = VisualCompressionMixin
-
-
-class VisualDecoderModel(_Base):
+class VisualDecoderModel(VisualCompressionMixin, PublishedModel):
     """Base of our model classes; stands before the stock ``XForConditionalGeneration`` in the list of bases.
 
     Adds the sub-module ``visual_decoder`` (a ``VisualDecoder``) of the kind the configuration names; a linear one
@@ -49,7 +38,6 @@ class VisualDecoderModel(_Base):
 
     def __init__(self, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
-        self.loss_type = "ForConditionalGeneration"  # transformers reads it off the class name, which here is another
         beside = _beside_checkpoint.get()
         if beside is not None:
             beside.check_compatible(self)
@@ -239,20 +227,6 @@ class VisualDecoderModel(_Base):
             return
         self.visual_decoder.set_token_tables(tokenizer)
 
-    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
-        """Save weights, configuration and code: the folder loads with ``trust_remote_code=True`` without this package.
-
-        Args:
-            save_directory: the folder to write.
-            *args: passed to the stock ``save_pretrained``.
-            **kwargs: passed to the stock ``save_pretrained``. ``save_original_format`` is False unless given: the
-                current key layout, not the one the model was loaded from, loads wherever the code does.
-        """
-        name = f"{type(self).__module__.rpartition('.')[2]}.{type(self).__name__}"
-        self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), **dict.fromkeys(AUTO_CLASSES, name)}
-        kwargs.setdefault("save_original_format", False)
-        super().save_pretrained(save_directory, *args, **kwargs)
-
 
 def decoder_beside(source: str | os.PathLike | None, hub_arguments: dict[str, Any]) -> VisualDecoder | None:
     """Load the decoder files beside the weights of a stock checkpoint.
@@ -271,7 +245,7 @@ def decoder_beside(source: str | os.PathLike | None, hub_arguments: dict[str, An
         return None
     stored, _ = PreTrainedConfig.get_config_dict(source, **hub_arguments)
     found = stored.get("model_type", "")
-    if found != stock_model_type(found):
+    if found.endswith(VISUAL_DECODER_SUFFIX):
         logger.warning(f"{source} has its visual decoder in its weights; the decoder files beside them are ignored.")
         return None
     return VisualDecoder.from_pretrained(source, **hub_arguments)
@@ -299,23 +273,3 @@ def find_tokenizer(
         return None
     # For some model types transformers answers missing files with a tokenizer of added tokens only.
     return tokenizer if len(tokenizer) > len(tokenizer.get_added_vocab()) else None
-
-
-def stock_class(model_class: type[VisualDecoderModel]) -> type[PreTrainedModel]:
-    """Return the transformers class that one of our model classes extends."""
-    return next(base for base in model_class.__mro__ if base.__module__.startswith("transformers.models."))
-
-
-def publish(model_class: type[VisualDecoderModel]) -> None:
-    """Prepare a model class for the Hub: old key layouts load into it, and saving it copies its code.
-
-    transformers applies its key conversions only to its own classes, so without this the language model of an old
-    checkpoint would stay random. Both this package and the copy of its code in a checkpoint register the class.
-    """
-    stock = stock_class(model_class)
-    mapping = get_checkpoint_conversion_mapping(stock.__name__)
-    if mapping is None:
-        mapping = get_checkpoint_conversion_mapping(stock.config_class.model_type)
-    if mapping is not None:
-        register_checkpoint_conversion_mapping(model_class.__name__, mapping, overwrite=True)
-    model_class.register_for_auto_class(AUTO_CLASSES[0])

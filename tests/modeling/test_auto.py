@@ -11,7 +11,16 @@ from tokenizers import Tokenizer, models
 from transformers import CLIPImageProcessor, LlamaConfig, LlavaProcessor, PreTrainedTokenizerFast, SiglipConfig
 
 import dualstream.modeling
-from dualstream.modeling import EMBEDDED_MODELS, default_model_path, infer_class, load_model
+from dualstream.modeling import (
+    EMBEDDED_MODELS,
+    RopeScaling,
+    VisualDecoder,
+    apply_rope_scaling,
+    default_model_path,
+    infer_class,
+    load_model,
+    rope_scaling_of,
+)
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +66,46 @@ def test_embedded_models_load(name):
     model, processor = load_model(name, device="cpu")
     assert model.config.image_token_id == processor.image_token_id
     assert (default_model_path(name) / "README.md").is_file()
+
+
+@pytest.mark.parametrize("way", ["asked for", "asked for and decoder", "saved", "noted by stock", "decoder beside"])
+def test_a_scaled_model_is_loaded_as_one(way, tmp_path):
+    """Whatever says that the RoPE is scaled, the model is of a class that acts on it, and keeps its processor."""
+    decoder, source = way.endswith("decoder") or way.endswith("beside"), "tiny-qwen2-vl"
+    options = {"vision_rope_scaling": "poly:9:2"} if way.startswith("asked for") else {}
+    if not options:
+        model, processor = load_model(
+            source, "cpu", vision_rope_scaling=None if way == "noted by stock" else "poly:9:2"
+        )
+        apply_rope_scaling(model, "poly:9:2")
+        model.save_pretrained(tmp_path)
+        processor.save_pretrained(tmp_path)
+        source = tmp_path
+    if way == "decoder beside":
+        VisualDecoder.from_unembedding(model.lm_head.weight).save_pretrained(tmp_path)
+    elif decoder:
+        options["visual_decoder"] = True
+    scaled, processor = load_model(source, "cpu", **options)
+    assert type(scaled).__name__ == ("Qwen2VLWithVisualDecoder" if decoder else "Qwen2VLRopeScaled")
+    assert str(rope_scaling_of(scaled)) == "poly:9:2" and not scaled.training
+    assert type(processor).__name__ in ("Qwen2VLProcessor", "Qwen2VLWithVisualDecoderProcessor")
+
+
+def test_a_saved_scaling_can_be_switched_off(tmp_path):
+    model, processor = load_model("tiny-qwen2-vl", "cpu", vision_rope_scaling=RopeScaling("exp", gamma=2))
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    assert rope_scaling_of(load_model(tmp_path, "cpu")[0]) == RopeScaling("exp", gamma=2)
+    assert rope_scaling_of(load_model(tmp_path, "cpu", vision_rope_scaling="poly:0")[0]) is None
+
+
+@pytest.mark.parametrize("visual_decoder", [False, True])
+def test_a_tower_without_rope_is_refused(folder, visual_decoder):
+    words = "'poly:99:8' needs a vision tower with a rotary table, which a 'llava' model has not"
+    with pytest.raises(ValueError, match=words):
+        load_model(folder, vision_rope_scaling="poly:99:8", visual_decoder=visual_decoder)
+    with pytest.raises(ValueError, match="type 'cubic' is unknown"):
+        load_model(folder, vision_rope_scaling="cubic")
 
 
 @pytest.mark.parametrize("name", ["tiny-lava", "./nowhere", "/no/such/folder", "a/b/c"])

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dualstream.modeling import infer_class
+from dualstream.modeling.auto import ROPE_SCALED_CLASSES
 
 FAMILIES = ("llava", "llava_phi", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl")
 DECODER_KEYS = {"visual_decoder.weight", "visual_decoder.meaningless", "visual_decoder.text_class"}
@@ -76,6 +77,29 @@ def test_layout_loads_completely(family, layout, tiny_model, tmp_path):
     again, info = infer_class(stock).from_pretrained(tmp_path / "ours", output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"]
     assert all(torch.equal(a, b) for a, b in zip(ours.state_dict().values(), again.state_dict().values(), strict=True))
+
+
+@pytest.mark.parametrize("layout", ["hub", "today"])
+@pytest.mark.parametrize("family", ROPE_SCALED_CLASSES)
+def test_layout_loads_completely_into_the_class_with_scaled_rope(family, layout, tiny_model, tmp_path):
+    """With a scaling, fixed and learned; nothing is missing, and only a learned table is more than stock holds."""
+    stock = tiny_model(family).model
+    state = today_layout(tmp_path, stock)
+    if layout == "hub":
+        save_file(to_hub_layout(state, HUB_LAYOUTS[family]), tmp_path / "model.safetensors", metadata={"format": "pt"})
+    tied = {"lm_head.weight"} if stock.config.tie_word_embeddings else set()
+    for scaling, more in (
+        (None, set()),
+        ("poly:9:2", set()),
+        ("table:9:2", {"model.visual.rotary_pos_emb.log_scale"}),
+    ):
+        ours, info = ROPE_SCALED_CLASSES[family].from_pretrained(
+            tmp_path, vision_rope_scaling=scaling, output_loading_info=True
+        )
+        assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
+        loaded = ours.state_dict()
+        assert set(loaded) - set(state) - tied == more
+        assert all(torch.equal(loaded[key], tensor) for key, tensor in state.items())
 
 
 def test_untied_and_tied_embeddings_and_bf16_shards(tiny_model, tmp_path):
@@ -162,5 +186,6 @@ def test_published_configurations_are_read_as_stock_reads_them(family, tiny_mode
     stock = stock_class.from_pretrained(tmp_path).to_dict()
     ours = infer_class(tiny_model(family).model).config_class.from_pretrained(tmp_path).to_dict()
     assert ours.pop("model_type") == f"{stock.pop('model_type')}_visual_decoder"
-    assert {name: ours.pop(name) for name in OUR_FIELDS} == OUR_FIELDS
+    fields = OUR_FIELDS | ({"vision_rope_scaling": None} if family in ROPE_SCALED_CLASSES else {})
+    assert {name: ours.pop(name) for name in fields} == fields
     assert ours == stock
