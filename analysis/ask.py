@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from dualstream.cli import Result, add_model_arguments, open_model
+from dualstream.cli import Result, add_model_arguments, model_facts, open_model
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> Result:
     payload = {
         "image": str(args.image),
         "question": args.question,
-        "model": args.model,
+        **model_facts(args.model, model),
         "compression": compression.to_dict(),
         "answer": short.text,
         "answer_full": full.text,

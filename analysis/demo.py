@@ -10,7 +10,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dualstream.cli import Result, add_model_arguments, open_model
+from dualstream.cli import Result, add_model_arguments, model_facts, open_model
 from dualstream.eval.manifest import make_manifest, write_json
 from dualstream.eval.scene_questions import (
     DEFAULT_METHODS,
@@ -86,7 +86,7 @@ def show_model(name: str, model: Any, processor: Any, args: argparse.Namespace) 
         "accuracy": {"n": args.questions, "rows": summary_cells(measured)} if measured else None,
         "table": format_table(measured) if measured else f"{len(scenes)} pictures read",
         "summary": {
-            "model": name,
+            **model_facts(name, model),
             "parameters": parameters,
             "scenes": [{k: v for k, v in scene.items() if k not in IMAGE_FIELDS} for scene in scenes],
             "measured": measured,

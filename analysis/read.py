@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dualstream.cli import Result, add_model_arguments, open_model
+from dualstream.cli import Result, add_model_arguments, model_facts, open_model
 
 if TYPE_CHECKING:
     from dualstream.processing import TokenMap
@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> Result:
         written.append(str(args.picture))
     payload = {
         "image": str(args.image),
-        "model": args.model,
+        **model_facts(args.model, model),
         "depth": "visual_decoder" if args.depth is None else args.depth,
         "final_norm": not args.no_final_norm,
         **reading_payload(token_map),

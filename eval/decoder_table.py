@@ -6,7 +6,7 @@ import argparse
 import time
 from pathlib import Path
 
-from dualstream.cli import Result, add_model_arguments, open_model
+from dualstream.cli import Result, add_model_arguments, model_facts, open_model
 
 from .manifest import make_manifest, write_json
 
@@ -68,8 +68,9 @@ def run(args: argparse.Namespace) -> Result:
     model, processor = open_model(args)
     decoders = collect_decoders(model, args.decoder)
     comparison = compare_decoders(model, processor, decoders, settings, pictures)
-    facts = {name: decoder.training_facts for name, decoder in decoders.items()}
-    manifest = make_manifest(args.seed, started, model=args.model, photos=bool(args.photos), decoders=facts)
+    trained = {name: decoder.training_facts for name, decoder in decoders.items()}
+    facts = model_facts(args.model, model)
+    manifest = make_manifest(args.seed, started, **facts, photos=bool(args.photos), decoders=trained)
     payload = {**comparison.to_dict(), "manifest": manifest}
     if args.out:
         from datasets import Dataset

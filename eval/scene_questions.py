@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dualstream.cli import Result, add_model_arguments, open_model
+from dualstream.cli import Result, add_model_arguments, model_facts, open_model
 
 from .manifest import make_manifest, write_json
 from .statistics import bootstrap_mean, paired_difference, proportion
@@ -84,7 +84,8 @@ def run(args: argparse.Namespace) -> Result:
     items = draw_items(args.questions, args.split, args.seed, args.image_size)
     rows = answer_items(model, processor, items, args.methods, args.batch_size)
     summary = summarize(rows)
-    manifest = make_manifest(args.seed, started, model=args.model, split=args.split, questions=args.questions)
+    facts = model_facts(args.model, model)
+    manifest = make_manifest(args.seed, started, **facts, split=args.split, questions=args.questions)
     payload = {"summary": summary, "manifest": manifest}
     if args.out:
         from datasets import Dataset

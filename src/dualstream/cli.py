@@ -93,9 +93,7 @@ def open_model(args: argparse.Namespace, name: str | None = None) -> tuple[PreTr
     from dualstream.processing import register_processors
 
     register_processors()
-    return load_model(
-        name or args.model, device=args.device, dtype=args.dtype, vision_rope_scaling=args.rope_scaling
-    )
+    return load_model(name or args.model, device=args.device, dtype=args.dtype, vision_rope_scaling=args.rope_scaling)
 
 
 def model_facts(name: str, model: PreTrainedModel) -> dict[str, Any]:

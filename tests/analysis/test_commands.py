@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from dualstream.cli import main
+from dualstream.modeling import load_model
 
 MODELS = ("tiny-llava", "tiny-qwen2-vl")
 
@@ -85,6 +86,44 @@ def test_every_option_of_ask_reaches_the_compression(tmp_path, capsys):
     assert described["wrap_rows"] is True
 
 
+QUESTION = "Is the red circle left of the blue square?"
+
+
+def test_ask_and_read_scale_the_rope_of_the_vision_tower(tmp_path, capsys):
+    image = photograph("rgba", tmp_path)
+    model = ("--model", "tiny-qwen2-vl")
+    stock = run_json(capsys, "read", image, *model)
+    scaled = run_json(capsys, "read", image, *model, "--rope-scaling", "linear:99")
+    assert stock["rope_scaling"] is None and stock["exit"] == scaled["exit"] == 0
+    assert scaled["rope_scaling"] == {"type": "linear", "axes": "both", "alpha": 99}
+    assert scaled["grid"] == stock["grid"] and scaled["tokens"] != stock["tokens"]
+    answered = run_json(capsys, "ask", image, QUESTION, *model, "--rope-scaling", "sigmoid:9:w")
+    assert answered["exit"] == 0 and isinstance(answered["answer"], str)
+    assert answered["rope_scaling"]["type"] == "sigmoid" and answered["rope_scaling"]["axes"] == "w"
+    off = run_json(capsys, "read", image, *model, "--rope-scaling", "poly:0")
+    assert off["rope_scaling"] is None and off["tokens"] == stock["tokens"]
+
+
+def test_a_saved_scaling_is_used_and_named(tmp_path, capsys):
+    model, processor = load_model("tiny-qwen2-vl", device="cpu", vision_rope_scaling="poly:99:8")
+    model.save_pretrained(tmp_path / "scaled")
+    processor.save_pretrained(tmp_path / "scaled")
+    image = photograph("rgba", tmp_path)
+    saved = run_json(capsys, "ask", image, QUESTION, "--model", tmp_path / "scaled")
+    given = run_json(capsys, "ask", image, QUESTION, "--model", "tiny-qwen2-vl", "--rope-scaling", "poly:99:8")
+    assert saved["rope_scaling"] == given["rope_scaling"]
+    for name in ("answer", "answer_full", "kept_tokens"):
+        assert saved[name] == given[name]
+
+
+def test_evaluate_scales_and_writes_it_down(tmp_path, capsys):
+    options = ("-n", "6", "--methods", "rle", "--image-size", "64", "--out", tmp_path)
+    result = run_json(capsys, "evaluate", "--model", "tiny-qwen2-vl", "--rope-scaling", "poly:49:8:h", *options)
+    stored = json.loads((tmp_path / "summary.json").read_text(encoding="utf-8"))
+    for manifest in (result["manifest"], stored["manifest"]):
+        assert manifest["rope_scaling"] == {"type": "poly", "axes": "h", "alpha": 49, "p": 8}
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -98,6 +137,10 @@ def test_every_option_of_ask_reaches_the_compression(tmp_path, capsys):
         (("ask", "{good}", "Why?", "--pooling", "max"), "pooling"),
         (("ask", "{good}", "Why?", "--model", "no-such-model"), "tiny-llava"),
         (("ask", "{good}", "Why?", "--model", "{folder}"), "{folder}"),
+        (("ask", "{good}", "Why?", "--rope-scaling", "poly:99:8"), "which a 'llava' model has not"),
+        (("read", "{good}", "--rope-scaling", "poly:99:8"), "Families that can be scaled: qwen2_vl"),
+        (("read", "{good}", "--model", "tiny-qwen2-vl", "--rope-scaling", "cubic"), "known are poly, sigmoid"),
+        (("ask", "{good}", "Why?", "--model", "tiny-qwen2-vl", "--rope-scaling", "poly:x"), "alpha='x'"),
         (("demo", "--scenes", "0"), "--scenes"),
         (("evaluate", "--questions", "0"), "questions must be at least 1"),
     ],
