@@ -88,7 +88,8 @@ def read_config(source: str, options: list[str]) -> DistillationConfig:
     path = PRESETS.get(source, Path(source))
     if not path.is_file():
         raise ValueError(f"config={source!r} is neither a file nor a preset ({', '.join(sorted(PRESETS))}).")
-    parser = TrlParser([DistillationConfig], prog="dualstream train distill")
+    kinds: list[Any] = [DistillationConfig]
+    parser = TrlParser(kinds, prog="dualstream train distill")
     (config,) = parser.parse_args_and_config(["--config", str(path), *options])
     return config
 

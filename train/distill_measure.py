@@ -38,10 +38,12 @@ def measure(
     readings = read_pictures(
         model, processor, pictures, readers, depth, config.final_norm, config.per_device_eval_batch_size
     )
-    tables = token_tables(processor.tokenizer, weight.shape[0])
+    meaningless, text_class = token_tables(processor.tokenizer, weight.shape[0])
     classes = classes_of(decoder)
     ids = {**readings.students, CONTROL: readings.other_picture()}
-    figures = {name: agreement_figures(readings, reading, *tables, classes) for name, reading in ids.items()}
+    figures = {
+        name: agreement_figures(readings, reading, meaningless, text_class, classes) for name, reading in ids.items()
+    }
     return {
         name: {
             figure: estimate.to_dict()

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from PIL.Image import Image
 from torch import nn
 from torch.utils.data import DataLoader, Sampler
 from transformers import PreTrainedModel, ProcessorMixin, Trainer, TrainerCallback, TrainerControl, TrainerState
@@ -27,7 +27,7 @@ from dualstream.modeling.visual_decoder import top_k_tokens
 
 from .distillation_config import DistillationConfig
 from .distillation_loss import LossParts, TeacherHead, distillation_loss
-from .image_dataset import EpochSampler, ImageCollator, PaddedImages
+from .image_dataset import EpochSampler, ImageCollator, Images, PaddedImages
 from .run_folder import mark_complete
 
 
@@ -94,6 +94,7 @@ class VisualDecoderDistillationTrainer(Trainer):
         ValueError: the decoder belongs to another model or is not float32, or the teacher's depth is out of range.
     """
 
+    args: DistillationConfig
     # The loss is already divided by the positions of the whole update.
     loss_is_scaled_for_ga = True
 
@@ -103,8 +104,8 @@ class VisualDecoderDistillationTrainer(Trainer):
         teacher: PreTrainedModel,
         processing_class: ProcessorMixin,
         args: DistillationConfig,
-        train_dataset: Sequence[Image],
-        eval_dataset: Sequence[Image] | None = None,
+        train_dataset: Images,
+        eval_dataset: Images | None = None,
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
         self.collator = ImageCollator(processing_class)
@@ -154,8 +155,8 @@ class VisualDecoderDistillationTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler:
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        multiple = self._train_batch_size * self.args.world_size
-        self.train_sampler = EpochSampler(len(train_dataset or self.train_dataset), multiple, seed)
+        images: Any = self.train_dataset if train_dataset is None else train_dataset
+        self.train_sampler = EpochSampler(len(images), self._train_batch_size * self.args.world_size, seed)
         return self.train_sampler
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Sampler:
@@ -255,7 +256,7 @@ class VisualDecoderDistillationTrainer(Trainer):
         figures = {name: sums.pop(name) / positions for name in ("loss", "kl", "ce")}
         figures |= {name: value / images for name, value in sums.items()}
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in figures.items()}
-        return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=int(images))
+        return EvalLoopOutput(predictions=np.zeros(0), label_ids=None, metrics=metrics, num_samples=int(images))
 
     def _validate(self, objective: DistillationObjective, inputs: dict[str, torch.Tensor]) -> dict[str, float]:
         """Sums over one batch."""

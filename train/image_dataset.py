@@ -6,11 +6,11 @@ import hashlib
 import json
 import logging
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from PIL.Image import Image
@@ -26,6 +26,16 @@ from .image_sources import NumberedImages, open_images
 logger = logging.getLogger(__name__)
 NOTHING = -1  # fills the last batch of an epoch; becomes no image
 HASHING_THREADS = 4
+
+
+class Images(Protocol):
+    """Numbered RGB pictures, e.g. a list."""
+
+    def __len__(self) -> int:
+        """Return the number of pictures."""
+
+    def __getitem__(self, index: int, /) -> Image:
+        """Return a picture."""
 
 
 class ImageSubset(Dataset):
@@ -170,8 +180,8 @@ def _hold_out(images: ImageSubset, count: int) -> tuple[ImageSubset, ImageSubset
 class PaddedImages(Dataset):
     """Pictures, and None at the place ``NOTHING``."""
 
-    def __init__(self, images: Sequence[Image] | Dataset) -> None:
-        self.images: Any = images
+    def __init__(self, images: Images) -> None:
+        self.images = images
 
     def __len__(self) -> int:
         """Return the number of pictures."""
