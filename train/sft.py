@@ -156,17 +156,20 @@ def load_for_training(config: VisionSFTConfig) -> tuple[Any, Any]:
     Raises:
         ValueError: the model is unknown, or has no resolution or frequencies to set.
     """
-    from dualstream.modeling import apply_rope_scaling, load_model
+    from dualstream.modeling import load_model
     from dualstream.processing import register_processors
 
     register_processors()
     options: dict[str, Any] = {} if config.model_revision is None else {"revision": config.model_revision}
     model, processor = load_model(
-        config.model, device="cpu", dtype=config.frozen_dtype, visual_decoder=config.visual_decoder, **options
+        config.model,
+        device="cpu",
+        dtype=config.frozen_dtype,
+        visual_decoder=config.visual_decoder,
+        vision_rope_scaling=config.rope_scaling,
+        **options,
     )
     set_resolution(model, processor, config.min_pixels, config.max_pixels)
-    if config.rope_scaling is not None:
-        apply_rope_scaling(model, config.rope_scaling)
     return model, processor
 
 

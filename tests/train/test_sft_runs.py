@@ -107,3 +107,6 @@ def test_releases_load_in_a_fresh_process_without_this_package(tmp_path):
     assert found["kept"][0] < found["kept"][1]  # it compresses, as it was trained to
     assert torch.isfinite(torch.tensor(found["logits"])).all()
     assert found["dtype"] == "torch.float32"
+    scaled = run(tmp_path / "scaled", **short, rope_scaling="table:9:4", train_vision="frozen")
+    found = loaded(scaled["release"], remote=True)
+    assert (found["class"], found["lost"]) == ("Qwen2VLRopeScaled", [])

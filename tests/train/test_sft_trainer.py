@@ -8,12 +8,13 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoModelForImageTextToText
 
 from dualstream.cli import main
-from dualstream.modeling import RopeScaling, family_of
+from dualstream.modeling import RopeScaling, family_of, load_model
 from dualstream.train.run_folder import last_complete_checkpoint
 from dualstream.train.sft import fine_tune, make_trainer, read_config, train
+from dualstream.train.sft_collator import AnswerCollator
 from dualstream.train.sft_parts import base_model
 from dualstream.train.sft_trainer import VisionSFTTrainer
 from dualstream.train.sft_weights import load_trained, save_trained
@@ -197,18 +198,12 @@ def test_the_release_answers_as_the_trained_model_at_the_resolution_of_training(
     record = fine_tune(config)  # from the start, in the same way
     assert record["facts"]["image_size"] == {"shortest_edge": 2000, "longest_edge": 5000}
     assert [row["mode"] for row in record["trained"]] == ["lora"] * 3
-    model = AutoModelForImageTextToText.from_pretrained(record["release"]).eval()
-    processor = AutoProcessor.from_pretrained(record["release"])
-    scaling = RopeScaling.from_any(model.config.vision_rope_scaling)
-    assert str(scaling) == "poly:9:4"
-    inputs = trainer.data_collator.__class__(processor, [], family_of(model).image_token_id(model.config))(
-        [trainer.train_dataset[0]]
-    )
+    model, processor = load_model(record["release"], device="cpu")
+    assert type(model).__name__ == "Qwen2VLRopeScaled"
+    assert str(RopeScaling.from_any(model.config.vision_rope_scaling)) == "poly:9:4"
+    inputs = AnswerCollator(processor, [], family_of(model).image_token_id(model.config))([trainer.train_dataset[0]])
     assert torch.equal(inputs["image_grid_thw"], batch["image_grid_thw"])
     assert int(inputs["image_grid_thw"].prod()) * 36 <= 5000
-    from dualstream.modeling import apply_rope_scaling
-
-    apply_rope_scaling(model, scaling)
     with torch.no_grad():
         torch.testing.assert_close(model(**inputs).logits, expected, atol=1e-4, rtol=1e-3)
 
@@ -309,7 +304,7 @@ def folders(tmp_path):
         (("--merge", "false"), "merge=false"),
         (("--merge", "false", *ALL_LORA, "--rope_scaling", "poly"), "merge=false"),
         (("--rope_scaling", "spiral"), "spiral"),
-        (("--model", "tiny-llava", "--rope_scaling", "poly"), "no vision tower with an axial rotary table"),
+        (("--model", "tiny-llava", "--rope_scaling", "poly"), "needs a vision tower with a rotary table"),
         (("--compression", "zip"), "zip"),
         (("--max_length", "40"), "max_length=40 would cut"),
         (("--no_such_setting", "1"), "no_such_setting"),
