@@ -67,5 +67,7 @@ class RopeScaledModel(PublishedModel):
             *args: passed to the stock ``save_pretrained``.
             **kwargs: see ``PublishedModel.save_pretrained``.
         """
-        setattr(self.config, CONFIG_FIELD, rope_scaling_of(self))
+        scaling = rope_scaling_of(self)
+        # A dict, since a configuration loaded as remote code has another copy of the class.
+        setattr(self.config, CONFIG_FIELD, None if scaling is None else scaling.to_dict())
         super().save_pretrained(save_directory, *args, **kwargs)

@@ -32,6 +32,12 @@ def reference():
 
 
 @pytest.fixture(scope="session")
+def publishing():
+    """The module ``publishing.py``: tiny processors, ways to save a checkpoint, a process without this package."""
+    return _sibling("publishing")
+
+
+@pytest.fixture(scope="session")
 def tiny_model(tiny_models):
     """Function family -> ``Tiny``; the model is shared by the session, so tests leave it as they found it."""
     built = {}
