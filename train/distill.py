@@ -17,6 +17,7 @@ import json
 import os
 import sys
 import time
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,10 +52,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         help="also put the decoder beside the weights of this checkpoint, where load_model finds it",
     )
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = (
-        "Every setting is an option as well, e.g. --train_images photos --decoder_kind pruned --learning_rate 2e-4; "
-        "see dualstream.train.distillation_config and transformers.TrainingArguments."
+        "Every setting is an option as well, e.g. --train_images photos --learning_rate 2e-4. Of a distillation:\n"
+        + "\n".join(f"  --{name:24} {text}" for name, text in setting_help().items())
+        + "\nand all of transformers.TrainingArguments."
     )
+
+
+def setting_help() -> dict[str, str]:
+    """Return name -> help of the settings that ``TrainingArguments`` does not have."""
+    from transformers import TrainingArguments
+
+    from .distillation_config import DistillationConfig
+
+    inherited = {field.name for field in fields(TrainingArguments)}
+    return {
+        field.name: str(field.metadata.get("help"))
+        for field in fields(DistillationConfig)
+        if field.name not in inherited
+    }
 
 
 def run(args: argparse.Namespace) -> Result:

@@ -103,17 +103,14 @@ def load_image_sets(config: DistillationConfig, cache: Path | None = None) -> Im
         if name is None:
             continue
         readable, unreadable = _readable(role, name, config, cache)
-        kept = _without(readable, taken, limits[role])
-        report[role] = {
-            "unreadable": unreadable,
-            "left_out": len(_without(readable, set())) - len(_without(readable, taken)),
-        }
-        sets[role] = kept
-        taken |= set(kept.hashes)
+        report[role] = {"unreadable": unreadable, "left_out": sum(digest in taken for digest in readable.hashes)}
+        sets[role] = _without(readable, taken, limits[role])
+        taken |= set(sets[role].hashes)
     if "validation" not in sets:
-        sets["validation"], sets["train"] = _hold_out(sets["train"], config.num_eval_images)
+        pool = sets["train"]
+        sets["validation"], sets["train"] = _hold_out(pool, config.num_eval_images)
         report["validation"] = {"unreadable": 0, "left_out": 0}
-        report["train"]["left_out"] += len(sets["validation"])
+        report["train"]["left_out"] += len(pool) - len(sets["train"])
     if config.max_train_images is not None:
         sets["train"] = _without(sets["train"], set(), config.max_train_images)
     for role, images in sets.items():
