@@ -119,7 +119,8 @@ def choose_scalings(study: Study, out: Path, workers: int) -> tuple[dict[str, An
     """Measure the grids on validation pictures and choose, once and for all.
 
     Returns:
-        The choice (``plain``, ``tuned``, ``rebase``, ``criterion``) and both grids with their scores.
+        The choice (``plain``, ``tuned``, ``criterion``; ``rebase`` and ``lowered`` if the grid holds such), and both
+        grids with their scores.
     """
     from .runs import grid_units, run_units, tuned_grid_units
     from .selection import CRITERION, choose, read_records, score
@@ -128,21 +129,22 @@ def choose_scalings(study: Study, out: Path, workers: int) -> tuple[dict[str, An
     run_units(study, out, plain, workers, "grid")
     records = read_records(plain, out)
     best = choose(records)
-    kinds = {record["arm"].partition(":")[0] for record in records}
-    rebase = choose(records, "exp") if "exp" in kinds else best
+    others: dict[str, str] = {}
+    for name, kind, raising in (("rebase", "exp", True), ("lowered", None, False)):
+        with contextlib.suppress(ValueError):  # the grid may hold none
+            others[name] = choose(records, kind, raising)
     tuned = tuned_grid_units(study, best)
     run_units(study, out, tuned, workers, "grid, fine-tuned")
     tuned_records = read_records(tuned, out)
-    choice = {"plain": best, "tuned": choose(tuned_records), "rebase": rebase, "criterion": CRITERION}
+    choice = {"plain": best, "tuned": choose(tuned_records), **others, "criterion": CRITERION}
     if (out / CHOICE).is_file() and json.loads((out / CHOICE).read_text(encoding="utf-8")) != choice:
         raise ValueError(f"{out / CHOICE} says otherwise than the grid beside it; use a new folder.")
     write_json(out / CHOICE, choice)
 
-    def scored(record: dict[str, Any]) -> dict[str, Any]:
-        accuracy, likelihood = score(record)
-        return {**record, "accuracy": accuracy, "nll": -likelihood}
+    def scored(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [{**record, **score(record)} for record in records]
 
-    return choice, {"grid": [*map(scored, records)], "tuned_grid": [*map(scored, tuned_records)]}
+    return choice, {"grid": scored(records), "tuned_grid": scored(tuned_records)}
 
 
 def time_scaling(bench: Any, out: Path, scaling: str, rounds: int) -> dict[str, Any] | None:

@@ -5,6 +5,7 @@ All are tables of factors for one tower; g is the chosen scaling's factor per fr
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -65,14 +66,14 @@ def reversed_factors(factors: np.ndarray, ratios: np.ndarray) -> np.ndarray:
 
 
 def control_settings(
-    arm: str, scaling: RopeScaling, rebase: RopeScaling, model: Any, draw: int = 0
+    arm: str, scaling: RopeScaling, others: Mapping[str, RopeScaling], model: Any, draw: int = 0
 ) -> dict[str, Any] | None:
     """What an arm does to the tower, as settings that ``RopeScaling.from_any`` reads.
 
     Args:
         arm: one of ``TUNED_ARMS``.
         scaling: the chosen scaling.
-        rebase: the best ``exp`` of the grid.
+        others: ``rebase``, the best ``exp`` of the grid, and ``lowered``, the best scaling that lowers frequencies.
         model: whose tower it is.
         draw: of a random control.
 
@@ -84,8 +85,8 @@ def control_settings(
     """
     if arm == "stock":
         return None
-    if arm in ("scaled", "rebase"):
-        return (scaling if arm == "scaled" else rebase).to_dict()
+    if arm == "scaled" or arm in others:
+        return (scaling if arm == "scaled" else others[arm]).to_dict()
     if arm in ("h-only", "w-only"):
         return replace(scaling, axes=arm[0]).to_dict()
     if arm == "table":

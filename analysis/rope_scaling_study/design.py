@@ -13,7 +13,7 @@ IN, TUNED, OUT = "in", "tuned", "out"
 DISTRIBUTIONS = (IN, TUNED, OUT)
 FORMS = ("two-way", "four-way")
 STOCK, SCALED = "stock", "scaled"
-PLAIN_ARMS = (STOCK, SCALED, "permuted", "random", "high-frequency", "rebase", "h-only", "w-only")
+PLAIN_ARMS = (STOCK, SCALED, "permuted", "random", "high-frequency", "rebase", "lowered", "h-only", "w-only")
 TUNED_ARMS = (*PLAIN_ARMS, "table")
 # Settings that only add units of work: a study may be taken up again with others.
 NOT_PART_OF_THE_STUDY = ("seeds", "draws", "plain_arms", "tuned_arms")

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from dualstream.data_builders.scenes import Scene
 
 MIRRORED = {"left": "right", "right": "left", "above": "above", "below": "below"}
-ENDS = ("start", "end")  # of a speck or line of clutter
 _TWO_WAY = {
     "horizontal": "Is the {a} {0} or {1} of the {b}?",
     "vertical": "Is the {a} {0} or {1} the {b}?",
@@ -69,14 +68,16 @@ def placed(items: list[WhatsUpItem], condition: Condition, set_id: int) -> list[
     rng = random.Random(f"{condition.name}-{set_id}")
     x, y = rng.uniform(0, width - condition.scale), rng.uniform(0, height - condition.scale)
 
+    def stretched(point: tuple[float, float]) -> tuple[float, float]:
+        return point[0] * width, point[1] * height
+
     def moved(item: WhatsUpItem) -> Scene:
         objects = tuple(
             replace(o, x=x + o.x * condition.scale, y=y + o.y * condition.scale, radius=o.radius * condition.scale)
             for o in item.scene.objects
         )
         clutter = tuple(
-            replace(speck, **{end: (getattr(speck, end)[0] * width, getattr(speck, end)[1] * height) for end in ENDS})
-            for speck in item.scene.clutter
+            replace(speck, start=stretched(speck.start), end=stretched(speck.end)) for speck in item.scene.clutter
         )
         return replace(item.scene, width=width, height=height, objects=objects, clutter=clutter)
 

@@ -12,6 +12,7 @@ from .published import BENCHMARKS, published_cell
 from .scoring import METRICS
 
 PLACES = {IN: "as trained", TUNED: "as fine-tuned", OUT: "seen by neither"}
+OTHERS = {"rebase": "of type exp (a table of another base)", "lowered": "of those that lower frequencies"}
 
 
 def format_report(summary: Mapping[str, Any]) -> str:
@@ -161,6 +162,9 @@ def _other_table(summary: Mapping[str, Any]) -> str:
 
 def _choice(summary: Mapping[str, Any]) -> str:
     choice = summary["choice"]
+    others = "".join(
+        f" The arm {name} is the best {what}: `{choice[name]}`." for name, what in OTHERS.items() if name in choice
+    )
     lines = [["scaling", "tuned", "accuracy %", "nll"]]
     for name, tuned in (("grid", False), ("tuned_grid", True)):
         ranked = sorted(summary[name], key=lambda row: (-row["accuracy"], row["nll"]))
@@ -169,12 +173,14 @@ def _choice(summary: Mapping[str, Any]) -> str:
             [f"`{row['arm']}`", "yes" if tuned else "no", f"{100 * row['accuracy']:.1f}", f"{row['nll']:.3f}"]
             for row in shown
         ]
+    tried = [len(summary[name]) - 1 for name in ("grid", "tuned_grid")]
+    pairs = summary["design"]["validation_sets"]
     return (
-        f"Without fine-tuning `{choice['plain']}` was chosen of {len(summary['grid']) - 1} scalings, with it "
-        f"`{choice['tuned']}` of {len(summary['tuned_grid']) - 1}; `rebase` is the best of its type, "
-        f"`{choice['rebase']}`. Criterion: {choice['criterion']} ({summary['design']['validation_sets']} object pairs "
-        "per condition, none of them in the test). No test picture was looked at. The best of each grid and the stock "
-        f"tower; the whole grid is in `grid.png` and `summary.json`:\n\n{markdown_table(lines)}"
+        f"{tried[0]} scalings were tried without fine-tuning, {tried[1]} with it. Of those that raise frequencies, as "
+        f"the method means it, `{choice['plain']}` was chosen without and `{choice['tuned']}` with fine-tuning."
+        f"{others} Criterion: {choice['criterion']} ({pairs} object pairs per condition, none in the test). No "
+        "test picture was looked at. The best of each grid and the stock tower; the whole grid is in `grid.png` and "
+        f"`summary.json`:\n\n{markdown_table(lines)}"
     )
 
 

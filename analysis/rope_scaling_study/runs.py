@@ -24,6 +24,7 @@ from .items import training_rows
 from .scoring import cell_figures
 
 GRID, TUNED_GRID, ANSWERS, RUNS = "grid", "tuned_grid", "answers", "sft"
+OTHERS = ("rebase", "lowered")  # arms with a scaling of their own from the grid
 SELECTION_SEED = 1000  # of fine-tuning runs that only serve to choose
 
 
@@ -86,23 +87,24 @@ def arm_units(study: Study, choice: dict[str, str], model: Any) -> list[Unit]:
 
     Args:
         study: the study.
-        choice: ``plain``, ``tuned`` and ``rebase`` -> scaling, see ``selection.choose``.
+        choice: ``plain``, ``tuned``, ``rebase``, ``lowered`` -> scaling, see ``selection.choose``; arms whose
+            scaling is not among them are left out.
         model: whose tower the controls are made for.
     """
     from dualstream.modeling import RopeScaling
 
     from .controls import control_settings
 
-    rebase = RopeScaling.from_any(choice["rebase"])
+    others = {name: RopeScaling.from_any(choice[name]) for name in OTHERS if name in choice}
     plain, tuned = (RopeScaling.from_any(choice[name]) for name in ("plain", "tuned"))
     units = []
-    for arm in study.plain_arms:
+    for arm in (arm for arm in study.plain_arms if arm not in OTHERS or arm in others):
         for draw in range(study.draws if arm in ("permuted", "random") else 1):
-            settings = control_settings(arm, plain, rebase, model, draw)
+            settings = control_settings(arm, plain, others, model, draw)
             units.append(make_unit(ANSWERS, arm, settings, seed=draw))
-    for arm in study.tuned_arms:
+    for arm in (arm for arm in study.tuned_arms if arm not in OTHERS or arm in others):
         for seed in range(study.seeds):
-            settings = control_settings(arm, tuned, rebase, model, seed)
+            settings = control_settings(arm, tuned, others, model, seed)
             units.append(make_unit(ANSWERS, arm, settings, tuned=True, seed=seed))
     return units
 
@@ -198,8 +200,9 @@ def run_units(study: Study, out: Path, units: Sequence[Unit], workers: int = 1, 
                 bench.do(unit)
                 bar.update()
             return
-        options = {"mp_context": get_context("spawn"), "initializer": _open_bench, "initargs": (study, out)}
-        with ProcessPoolExecutor(workers, **options) as pool:
+        with ProcessPoolExecutor(
+            workers, mp_context=get_context("spawn"), initializer=_open_bench, initargs=(study, out)
+        ) as pool:
             futures = [pool.submit(_do, unit) for unit in left]
             try:
                 for future in as_completed(futures):

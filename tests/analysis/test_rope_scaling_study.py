@@ -203,20 +203,21 @@ def test_high_frequencies_get_what_low_ones_had():
 def test_every_control_can_be_applied_and_sets_the_frequencies_it_says(new_tiny_model, family):
     model = new_tiny_model(family).model
     frequencies, ratios = tower_frequencies(model)
-    scaling, rebase = RopeScaling.from_any("poly:9:2"), RopeScaling.from_any("exp:5")
+    scaling = RopeScaling.from_any("poly:9:2")
+    others = {"rebase": RopeScaling.from_any("exp:5"), "lowered": RopeScaling.from_any("exp:0.5")}
     g = factors_of(scaling, ratios)
     assert g == pytest.approx(1 + 9 * ratios**2)
     for arm in TUNED_ARMS:
-        own = control_settings(arm, scaling, rebase, model)
+        own = control_settings(arm, scaling, others, model)
         assert json.loads(json.dumps(own)) == own
         apply_rope_scaling(model, own)
         if arm in ("permuted", "high-frequency"):
             now, _ = tower_frequencies(model)
             assert sorted(np.broadcast_to(now, (2, len(g)))[0] / frequencies) == pytest.approx(sorted(g), rel=1e-5)
         apply_rope_scaling(model, None)
-    assert control_settings("h-only", scaling, rebase, model)["axes"] == "h"
+    assert control_settings("h-only", scaling, others, model)["axes"] == "h"
     with pytest.raises(ValueError, match="magic"):
-        control_settings("magic", scaling, rebase, model)
+        control_settings("magic", scaling, others, model)
 
 
 def test_a_model_without_a_tower_to_scale_is_refused(tiny_model):

@@ -174,10 +174,18 @@ def record(arm, accuracy, nll=1.0, split="validation"):
     return {"arm": arm, "split": split, "cells": [{"individual": accuracy, "nll": nll}]}
 
 
-def test_choice_takes_the_best_breaks_ties_by_likelihood_and_leaves_stock_out():
-    records = [record("stock", 0.9), record("poly:1:1", 0.7, 2.0), record("poly:9:1", 0.7, 1.0), record("exp:2", 0.6)]
+def test_choice_takes_the_best_of_equals_the_strongest_and_leaves_stock_out():
+    records = [
+        record("stock", 0.9),
+        record("poly:1:1", 0.7),
+        record("poly:9:1", 0.7),
+        record("poly:9:8", 0.7),
+        record("exp:2", 0.6),
+    ]
+    records += [record("exp:0.5", 0.8), record("poly:-0.5:2", 0.75)]
     assert choose(records) == "poly:9:1"
     assert choose(records, "exp") == "exp:2"
+    assert choose(records, raising=False) == "exp:0.5"
     with pytest.raises(ValueError, match="sigmoid"):
         choose(records, "sigmoid")
     with pytest.raises(ValueError, match="any"):
