@@ -41,7 +41,10 @@ def write_config(tmp_path):
 
 
 def test_a_run_from_configuration_to_card(write_config, tmp_path, capsys):
-    config, folder = write_config(decoder_kind="pruned", max_classes=8, max_steps=2), tmp_path / "run"
+    config, folder = (
+        write_config(decoder_kind="pruned", max_classes=8, max_steps=2, dataloader_num_workers=1),
+        tmp_path / "run",
+    )
     assert main(["train", "distill", "--config", config, "--learning_rate", "1e-3", "--json"]) == 0
     record = json.loads(capsys.readouterr().out)
     assert record["manifest"]["settings"]["learning_rate"] == 1e-3

@@ -25,7 +25,14 @@ def pictures(count, first=0):
 
 
 def make_trainer(
-    tmp_path, model="tiny-qwen2-vl", kind="linear", callbacks=None, images=7, random_start=True, **options
+    tmp_path,
+    model="tiny-qwen2-vl",
+    kind="linear",
+    callbacks=None,
+    images=7,
+    random_start=True,
+    dtype="auto",
+    **options,
 ):
     """A trainer of a decoder that starts far from the teacher, so that updates are not small."""
     options = {
@@ -39,7 +46,7 @@ def make_trainer(
         "disable_tqdm": True,
         **options,
     }
-    teacher, processor = load_model(model, device="cpu")
+    teacher, processor = load_model(model, device="cpu", dtype=dtype)
     decoder = VisualDecoder.initialized(kind, teacher.get_output_embeddings().weight)
     if random_start:
         torch.nn.init.normal_(decoder.own_parameter, std=0.2, generator=torch.Generator().manual_seed(0))
@@ -202,14 +209,20 @@ def test_patience_counts_in_the_log(values, greater, stops):
     assert control.should_training_stop is stops
 
 
-def test_finished_decoder_has_the_dtype_of_the_model(tmp_path):
-    trainer = make_trainer(tmp_path)
-    trainer.teacher.get_output_embeddings().to(torch.bfloat16)
-    decoder = trainer.finished_decoder()
-    assert decoder.weight.dtype == torch.bfloat16 and trainer.decoder.weight.dtype == torch.float32
-    assert not decoder.weight.requires_grad
+@pytest.mark.parametrize("kind", ["linear", "factored"])
+def test_a_half_precision_teacher_trains_a_full_precision_decoder(tmp_path, kind):
+    """The result has the teacher's dtype; the weights that are trained do not."""
+    trainer = make_trainer(tmp_path, kind=kind, dtype="bfloat16", images=3, max_steps=2)
+    start = trainer.decoder.own_parameter.detach().clone()
+    trainer.train()
+    assert trainer.teacher.dtype == torch.bfloat16
+    assert trainer.decoder.own_parameter.dtype == torch.float32
+    assert all(np.isfinite(row["loss"]) for row in trainer.state.log_history if "loss" in row)
+    assert 0 < (trainer.decoder.own_parameter - start).abs().max() < 0.1
+    assert not trainer.finished_decoder().own_parameter.requires_grad
     trainer.save_model(str(tmp_path / "saved"))
-    assert VisualDecoder.from_pretrained(tmp_path / "saved").weight.dtype == torch.bfloat16
+    saved = VisualDecoder.from_pretrained(tmp_path / "saved").own_parameter
+    assert torch.equal(saved, trainer.decoder.own_parameter.bfloat16())
 
 
 def test_a_decoder_of_another_model_or_precision(tmp_path):
