@@ -7,7 +7,7 @@ stock ``config.json`` can be read with them: that is how a stock checkpoint beco
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from transformers import InternVLConfig, LlavaConfig, Qwen2_5_VLConfig, Qwen2VLConfig, Qwen3VLConfig
 
@@ -37,7 +37,7 @@ class VisualDecoderFields(PublishedConfig):
     visual_decoder_trained: bool = False
     visual_decoder_training: dict[str, Any] | None = None
 
-    reads_suffixes = ("", ROPE_SCALED_SUFFIX)
+    reads_suffixes: ClassVar[tuple[str, ...]] = ("", ROPE_SCALED_SUFFIX)
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Check the compression settings and the decoder's kind whenever they are set, at construction or later.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import Any, ClassVar
 
 from .families import stock_model_type
 
@@ -15,7 +15,7 @@ class PublishedConfig:
         reads_suffixes: suffixes of the model types that are read besides the class's own; ``""`` is the stock type.
     """
 
-    reads_suffixes = ("",)
+    reads_suffixes: ClassVar[tuple[str, ...]] = ("",)
 
     def __post_init__(self, **kwargs: Any) -> None:
         """Take over what a JSON file holds besides the declared fields."""

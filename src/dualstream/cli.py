@@ -152,7 +152,8 @@ def main(argv: list[str] | None = None) -> int:
     words = [word for word in argv if not word.startswith("-")]
     command = next((name for name in (" ".join(words[:1]), " ".join(words[:2])) if name in COMMANDS), None)
     parser = build_parser(command)
-    args, args.overrides = parser.parse_known_args(argv)
+    args, overrides = parser.parse_known_args(argv)
+    args.overrides = overrides
     module = importlib.import_module(COMMANDS[args.command][0])
     if args.overrides and not getattr(module, "PASSES_OPTIONS_ON", False):
         parser.error(f"unknown arguments of {args.command}: {' '.join(args.overrides)}")
