@@ -39,7 +39,8 @@ REQUIRED = [
     "tqdm>=4.66",
 ]
 TRAIN = ["accelerate>=1.15", "trl>=1.16", "peft>=0.21", "matplotlib>=3.9"]
-EVAL = ["lmms-eval>=0.7.3", "decord>=0.6"]
+EVALUATE = "evaluate>=0.4.6"
+EVAL = ["lmms-eval>=0.7.3", "decord>=0.6", EVALUATE]
 SPACE = ["gradio>=6.31"]
 DEV = [
     "pytest>=8",
@@ -49,6 +50,7 @@ DEV = [
     "mypy>=1.14",
     "build>=1.2",
     "setuptools>=77",
+    EVALUATE,
     *TRAIN,
 ]
 
@@ -67,6 +69,7 @@ setup(
         "dualstream": ["py.typed"],
         "dualstream.modeling": ["checkpoints/**/*"],
         "dualstream.data_builders": ["**/*.md"],
+        "dualstream.eval": ["tasks/*", "metrics/*/*"],
         "dualstream.train": ["**/*.yaml", "**/*.md"],
         "dualstream.processing": ["templates/*"],
         "dualstream.analysis": ["templates/*", "**/*.yaml"],

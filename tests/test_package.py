@@ -69,6 +69,8 @@ def test_wheel_contains_every_folder_and_the_checkpoints(tmp_path):
     for model in ("tiny-llava", "tiny-qwen2-vl"):
         assert f"dualstream/modeling/checkpoints/{model}/model.safetensors" in names
     assert "dualstream/py.typed" in names
+    for name in ("tasks/utils.py", "tasks/seed.jsonl", "tasks/_fair_yaml", "tasks/whatsup_a_paper.yaml"):
+        assert f"dualstream/eval/{name}" in names
 
 
 def test_overview_help_lists_every_command(capsys):

@@ -101,7 +101,7 @@ def whats_up_items(count: int, lettered: bool = False) -> list[Item]:
     """
     task = "scenes_whatsup_letters" if lettered else "scenes_whatsup"
     start = SPLIT_SEEDS["test"].start
-    items = []
+    items: list[Item] = []
     for seed in range(start, start + count // 4):
         for number, scene in enumerate(make_set(seed)):
             items.append(_whats_up(f"{task}-{len(items)}", f"set/{seed}/{number}", seed, scene, lettered))

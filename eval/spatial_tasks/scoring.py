@@ -90,7 +90,7 @@ def constant(verdicts: Sequence[Verdict]) -> float:
     """Accuracy of the best policy that always gives the option at the same place, without looking at anything."""
     if not verdicts:
         return math.nan
-    places = defaultdict(int)
+    places: dict[int, int] = defaultdict(int)
     for verdict in verdicts:
         places[verdict.answer] += 1
     return max(places.values()) / len(verdicts)
