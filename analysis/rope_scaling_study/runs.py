@@ -19,7 +19,7 @@ from dualstream.eval.manifest import write_json
 from dualstream.modeling import rope_scaled
 
 from .answers import Batch, answer, answer_non_spatial, set_resolution_for, spatial_batches
-from .design import STOCK, Study
+from .design import SCALED, STOCK, Study
 from .items import training_rows
 from .scoring import cell_figures
 
@@ -83,7 +83,7 @@ def _cell(kind: str, text: str, tuned: bool = False, seed: int = 0) -> Unit:
 
 
 def arm_units(study: Study, choice: dict[str, str], model: Any) -> list[Unit]:
-    """All arms on test pictures, the main ones first.
+    """All arms on test pictures, those that the conclusion is about first.
 
     Args:
         study: the study.
@@ -106,7 +106,7 @@ def arm_units(study: Study, choice: dict[str, str], model: Any) -> list[Unit]:
         for seed in range(study.seeds):
             settings = control_settings(arm, tuned, others, model, seed)
             units.append(make_unit(ANSWERS, arm, settings, tuned=True, seed=seed))
-    return units
+    return sorted(units, key=lambda unit: unit.arm not in (STOCK, SCALED))
 
 
 class Workbench:

@@ -254,7 +254,7 @@ def test_units_have_files_of_their_own_and_main_arms_come_first(new_tiny_model):
     choice = {"plain": "poly:9:2", "tuned": "poly:99:8", "rebase": "exp:2"}
     units = arm_units(study, choice, new_tiny_model("qwen2_vl").model)
     assert len({unit.name for unit in units}) == len(units) == 8 + 2 + 3 * 2
-    assert [unit.arm for unit in units][:2] == ["stock", "scaled"]
+    assert [unit.arm for unit in units][:6] == ["stock", "scaled", "stock", "stock", "scaled", "scaled"]
     by_arm = {(unit.arm, unit.tuned): json.loads(unit.scaling) for unit in units if unit.scaling}
     assert by_arm["scaled", False]["alpha"] == 9 and by_arm["scaled", True]["alpha"] == 99
 
