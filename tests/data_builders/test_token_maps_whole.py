@@ -226,10 +226,12 @@ def test_throughput_is_measured_over_the_same_pictures(tmp_path):
     assert sum(passes) == 7 * 3 * 3  # three ways, one warm-up and two rounds
     assert figures["images"] == 7 and set(figures["images_per_second"]) == {"forward", "bare", "build"}
     for other in ("bare", "forward"):
-        for clock in ("wall", "processor"):
+        for clock in ("wall", "processor", "model_thread"):
             share = figures["build_speed_as_share_of"][other][clock]
             assert 0 < share["min"] <= share["interval"][0] <= share["median"] <= share["interval"][1] <= share["max"]
-    assert "build / bare, wall time" in describe_throughput(figures)
+    for wall, processor, model_thread in figures["seconds"]["build"]:
+        assert 0 < model_thread <= processor + 0.01 and wall > 0
+    assert "build / bare, model thread time" in describe_throughput(figures)
     assert reader.final_norm
 
 
