@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .items import OPPOSITE
+from .parsing import phrase
 
 TIE = 1e-6  # losses this near to one another are equal
 PAIR_SIZE = 2
@@ -99,6 +100,72 @@ def constant(verdicts: Sequence[Verdict]) -> float:
 def extra(name: str, verdicts: Sequence[Verdict]) -> float:
     """Mean of a further figure of the items."""
     return _mean(verdict.extra[name] for verdict in verdicts if verdict.extra)
+
+
+def relation_accuracy(
+    predictions: Sequence[str],
+    references: Sequence[str],
+    pairs: Sequence[str] | None = None,
+    sets: Sequence[str] | None = None,
+    set_size: int = 4,
+    options: Sequence[str] | None = None,
+) -> dict[str, float | int | None]:
+    """Score written answers that name a relation.
+
+    Args:
+        predictions: answers as written; the one option they state counts, see ``parsing.phrase``.
+        references: the right relations.
+        pairs: for each answer the name of its pair, "" for none.
+        sets: likewise of its set.
+        set_size: number of items of a complete set.
+        options: what can be answered; by default all references.
+
+    Returns:
+        ``individual``, ``pair``, ``set``, ``flip`` (None where nothing is complete), ``invalid``, and the counts
+        ``n``, ``pairs``, ``sets``.
+
+    Raises:
+        ValueError: there are no answers, lists differ in length, or a reference is not among the options.
+    """
+    lists = {"references": references, "pairs": pairs, "sets": sets}
+    for name, values in lists.items():
+        if not predictions or (values is not None and len(values) != len(predictions)):
+            raise ValueError(
+                f"predictions and {name} must be paired: {len(predictions)} and {len(values or ())} given."
+            )
+    names = list(dict.fromkeys(references if options is None else options))
+    verdicts = []
+    for number, (text, truth) in enumerate(zip(predictions, references, strict=True)):
+        if truth not in names:
+            raise ValueError(f"reference {truth!r} is not among the options {', '.join(names)}.")
+        said = phrase(text, names)
+        verdicts.append(
+            Verdict(
+                item=str(number),
+                credit=float(said is not None and names[said] == truth),
+                options=len(names),
+                answer=names.index(truth),
+                predicted=said,
+                relation="" if said is None else names[said],
+                invalid=float(said is None),
+                pair_id=pairs[number] if pairs else "",
+                set_id=sets[number] if sets else "",
+                set_size=set_size,
+            )
+        )
+    figures = {
+        "individual": individual(verdicts),
+        "pair": pair(verdicts),
+        "set": whole_set(verdicts),
+        "flip": flip(verdicts),
+        "invalid": invalid(verdicts),
+    }
+    return {
+        **{name: None if math.isnan(value) else value for name, value in figures.items()},
+        "n": len(verdicts),
+        "pairs": len(complete_pairs(verdicts)),
+        "sets": len(complete_sets(verdicts)),
+    }
 
 
 def complete_pairs(verdicts: Sequence[Verdict]) -> list[list[Verdict]]:
