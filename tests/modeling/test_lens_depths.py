@@ -91,7 +91,7 @@ def test_errors(tiny_model):
     tiny = tiny_model("llava")
     inputs = tiny.inputs(["titt"])
     for depths in ((), (3,), (None, -1)):
-        with pytest.raises(ValueError, match="must name at least one depth, each None .* within 0..2"):
+        with pytest.raises(ValueError, match=r"must name at least one depth, each None .* within 0..2"):
             read_depths(tiny.model, inputs, depths)
     with pytest.raises(ValueError, match="holds no pixel_values"):
         read_depths(tiny.model, tiny.inputs(["tt"]), (None,))
