@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from dualstream.cli import Result
 from dualstream.eval.manifest import make_manifest, write_json
 
-from .design import NOT_PART_OF_THE_STUDY, Study, read_study
+from .design import NOT_PART_OF_THE_STUDY, STOCK, Study, read_study
 
 if TYPE_CHECKING:
     from .runs import Unit
@@ -40,6 +40,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, help="steps of each fine-tuning run (default: one pass)")
     parser.add_argument("--limit", type=int, metavar="N", help="at most N object pairs per condition, for a look")
     parser.add_argument("--workers", type=int, default=1, help="processes, one thread each (default: %(default)s)")
+    parser.add_argument(
+        "--report-only",
+        action="store_true",
+        help="run no further arm; those that are not finished are named as not run",
+    )
     parser.add_argument("--latency", action="store_true", help="also time scaled against stock forward passes")
     parser.add_argument("--rounds", type=int, default=40, help="of the timing (default: %(default)s)")
 
@@ -52,7 +57,8 @@ def run(args: argparse.Namespace) -> Result:
     if args.workers < 1:
         raise ValueError(f"--workers {args.workers} must be at least 1.")
     with contextlib.redirect_stdout(sys.stderr):  # stdout belongs to the result
-        summary = run_study(study, args.out, args.workers, args.rounds if args.latency else 0, started)
+        rounds = args.rounds if args.latency else 0
+        summary = run_study(study, args.out, args.workers, rounds, started, args.report_only)
     payload = {name: summary[name] for name in ("sentence", "findings", "choice", "manifest")}
     payload |= {"latency": summary["latency"], "report": str(args.out / REPORT), "summary": str(args.out / SUMMARY)}
     return Result(payload, (args.out / REPORT).read_text(encoding="utf-8"))
@@ -74,7 +80,9 @@ def adjusted(study: Study, steps: int | None, limit: int | None) -> Study:
     return study if limit is None else study.limited(limit)
 
 
-def run_study(study: Study, out: Path, workers: int, rounds: int, started: float) -> dict[str, Any]:
+def run_study(
+    study: Study, out: Path, workers: int, rounds: int, started: float, report_only: bool = False
+) -> dict[str, Any]:
     """Do what has no file yet, then write answers, summary, report and figures.
 
     Args:
@@ -83,9 +91,10 @@ def run_study(study: Study, out: Path, workers: int, rounds: int, started: float
         workers: processes.
         rounds: of the timing, 0 for none.
         started: when the command began.
+        report_only: leave out arms that are not finished, instead of finishing them.
 
     Raises:
-        ValueError: the folder holds another study.
+        ValueError: the folder holds another study, or the stock tower is not measured.
     """
     from dualstream.train.run_folder import claim_folder
 
@@ -98,11 +107,14 @@ def run_study(study: Study, out: Path, workers: int, rounds: int, started: float
     choice, grids = choose_scalings(study, out, workers)
     bench = Workbench(study, out)
     units = arm_units(study, choice, bench.stock[0])
-    run_units(study, out, units, workers, "arms")
+    if not report_only:
+        run_units(study, out, units, workers, "arms")
+    units, not_run = finished_arms(units, out)
     summary: dict[str, Any] = {
         **summarize(study, choice, grids, read_answers(study, units, out)),
         "latency": time_scaling(bench, out, choice["plain"], rounds),
         "design": study.settings(),
+        "not_run": not_run,
     }
     runs = {name: getattr(study, name) for name in NOT_PART_OF_THE_STUDY}
     summary["manifest"] = make_manifest(
@@ -113,6 +125,19 @@ def run_study(study: Study, out: Path, workers: int, rounds: int, started: float
     (out / REPORT).write_text(format_report(summary), encoding="utf-8")
     draw_figures(out)
     return summary
+
+
+def finished_arms(units: Sequence[Unit], out: Path) -> tuple[list[Unit], list[dict[str, Any]]]:
+    """The units of arms that have all their files, and the other arms.
+
+    Raises:
+        ValueError: a stock arm is not finished: nothing could be compared with it.
+    """
+    open_arms = {(unit.arm, unit.tuned): None for unit in units if not unit.path(out).is_file()}
+    if (STOCK, False) in open_arms or (STOCK, True) in open_arms:
+        raise ValueError(f"{out}: the stock arms are not finished; run the study without --report-only first.")
+    done = [unit for unit in units if (unit.arm, unit.tuned) not in open_arms]
+    return done, [{"arm": arm, "tuned": tuned} for arm, tuned in open_arms]
 
 
 def choose_scalings(study: Study, out: Path, workers: int) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -25,6 +25,7 @@ def format_report(summary: Mapping[str, Any]) -> str:
         f"## {_cap(forms[0])} questions (the conclusion is about these)",
         _main_table(summary, forms[0]),
         _difference_table(summary, forms[0]),
+        *(["Not run: " + ", ".join(map(arm_name, summary["not_run"])) + "."] if summary["not_run"] else []),
         *(block for form in forms[1:] for block in (f"## {_cap(form)} questions", _main_table(summary, form))),
         "## Single conditions, individual accuracy",
         *(f"{_cap(form)}:\n\n{_condition_table(summary, form)}" for form in forms),
@@ -39,6 +40,7 @@ def format_report(summary: Mapping[str, Any]) -> str:
         blocks += ["## What the arms do to the frequencies", _scaling_table(summary)]
     if summary.get("latency"):
         blocks += ["## Cost at run time", _latency(summary["latency"])]
+    blocks += ["![Accuracy of all arms](arms.png)", "![The grid on validation pictures](grid.png)"]
     blocks.append(
         f"Made by `{summary['manifest']['command']}`; all figures: `summary.json`. Model: {design['model']}."
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from dualstream.eval.statistics import CONFIDENCE, Estimate
 from .items import MIRRORED
 
 METRICS = ("individual", "pair", "set")
+STEPS = {"individual": 0.25, "pair": 0.5, "set": 1.0}  # what one picture can change a set's figure by
 _PAIRS = [[RELATIONS.index(relation) for relation in pair] for pair in AXES.values()]
 
 
@@ -58,19 +60,24 @@ def per_set(correct: np.ndarray, metric: str) -> np.ndarray:
     raise ValueError(f"metric={metric!r} is unknown; known are {', '.join(METRICS)}.")
 
 
-def clustered_mean(values: np.ndarray, resamples: int = 2000, seed: int = 0) -> Estimate:
+def clustered_mean(values: np.ndarray, resamples: int = 2000, seed: int = 0, step: float = 0.0) -> Estimate:
     """Mean of a figure of runs and object pairs, with a bootstrap interval over both.
 
     Pairs are drawn as wholes, the same ones for all runs, since all runs saw the same pictures; runs are drawn
     independently of them. With one run the interval is over the pairs alone.
 
+    Where all pairs agree a bootstrap interval is a point, which says too much. Two made-up pairs, one a step above the
+    mean and one below, keep it from collapsing: with 60 pairs that agree, it reaches as far as the changes that 60
+    pairs would miss with a chance of about 5 %.
+
     Args:
         values: (runs, pairs) float64.
         resamples: number of bootstrap samples.
         seed: of the resampling.
+        step: the smallest change of a pair's figure; 0 adds no made-up pairs.
 
     Returns:
-        The percentile interval; n is the number of pairs.
+        The percentile interval; n is the number of true pairs.
 
     Raises:
         ValueError: not 2-D, or empty.
@@ -78,6 +85,10 @@ def clustered_mean(values: np.ndarray, resamples: int = 2000, seed: int = 0) -> 
     values = np.asarray(values, dtype=np.float64)
     if values.ndim != 2 or not values.size:
         raise ValueError(f"values must be a non-empty 2-D array, got shape {values.shape}.")
+    value, true_pairs = float(values.mean()), values.shape[1]
+    if step:
+        means = values.mean(1, keepdims=True)
+        values = np.concatenate([values, means - step, means + step], axis=1)
     runs, pairs = values.shape
     rng = np.random.default_rng(seed)
     run_weights = rng.multinomial(runs, np.full(runs, 1 / runs), resamples) / runs
@@ -85,10 +96,18 @@ def clustered_mean(values: np.ndarray, resamples: int = 2000, seed: int = 0) -> 
     means = np.einsum("br,rp,bp->b", run_weights, values, pair_weights)
     tail = 100 * (1 - CONFIDENCE) / 2
     low, high = np.percentile(means, [tail, 100 - tail])
-    return Estimate(float(values.mean()), float(low), float(high), pairs)
+    return Estimate(value, float(low), float(high), true_pairs)
 
 
-def difference(treatment: np.ndarray, control: np.ndarray, resamples: int = 2000, seed: int = 0) -> dict[str, Any]:
+def clustered_share(values: np.ndarray, resamples: int = 2000, seed: int = 0, step: float = 0.0) -> Estimate:
+    """``clustered_mean`` of shares: the interval does not leave 0 to 1."""
+    found = clustered_mean(values, resamples, seed, step)
+    return replace(found, low=max(found.low, 0.0), high=min(found.high, 1.0))
+
+
+def difference(
+    treatment: np.ndarray, control: np.ndarray, resamples: int = 2000, seed: int = 0, step: float = 0.0
+) -> dict[str, Any]:
     """Mean difference on the same object pairs, as ``clustered_mean``, and that of every run.
 
     Args:
@@ -96,6 +115,7 @@ def difference(treatment: np.ndarray, control: np.ndarray, resamples: int = 2000
         control: (runs, pairs) of the same runs, or (1, pairs).
         resamples: number of bootstrap samples.
         seed: of the resampling.
+        step: see ``clustered_mean``.
 
     Returns:
         ``value``, ``low``, ``high``, ``n``, and ``runs``, the mean difference of each run.
@@ -106,7 +126,7 @@ def difference(treatment: np.ndarray, control: np.ndarray, resamples: int = 2000
     if treatment.shape[1:] != control.shape[1:] or control.shape[0] not in (1, treatment.shape[0]):
         raise ValueError(f"treatment and control must be paired, got shapes {treatment.shape} and {control.shape}.")
     values = treatment - control
-    return {**clustered_mean(values, resamples, seed).to_dict(), "runs": values.mean(1).tolist()}
+    return {**clustered_mean(values, resamples, seed, step).to_dict(), "runs": values.mean(1).tolist()}
 
 
 def flip_consistent(rows: Sequence[Mapping[str, Any]]) -> np.ndarray:

@@ -15,7 +15,7 @@ from dualstream.data_builders.spatial_sft import AXES, RELATIONS
 from .answers import NON_SPATIAL, SPATIAL
 from .design import DISTRIBUTIONS, IN, OUT, SCALED, STOCK, TUNED, Study
 from .runs import Unit
-from .scoring import METRICS, clustered_mean, correctness, difference, flip_consistent, per_set
+from .scoring import METRICS, STEPS, clustered_share, correctness, difference, flip_consistent, per_set
 from .verdict import Finding, conclusion, find
 
 PLACES = {
@@ -51,6 +51,10 @@ class Answers:
         """
         names = self.study.names(place)
         return np.mean([[per_set(c, metric) for c in self._table(name, form)] for name in names], axis=0)
+
+    def step(self, place: str, metric: str) -> float:
+        """What one picture can change a pair's figure by."""
+        return STEPS[metric] / len(self.study.names(place))
 
     def share(self, form: str, field: str) -> np.ndarray:
         """The share of answers for which a field is true, (runs, pairs), over all conditions."""
@@ -115,8 +119,8 @@ def arm_summary(key: Key, answers: Mapping[Key, Answers], study: Study) -> dict[
     baseline, rival = answers[STOCK, False], answers[STOCK, tuned]
     places = [place for place in (*DISTRIBUTIONS, *(c.name for c in study.conditions)) if study.names(place)]
 
-    def mean(values: np.ndarray) -> dict[str, Any]:
-        return clustered_mean(values, study.resamples).to_dict()
+    def mean(values: np.ndarray, step: float) -> dict[str, Any]:
+        return clustered_share(values, study.resamples, step=step).to_dict()
 
     def table(figure: Any) -> dict[str, Any]:
         def metrics(place: str, form: str) -> dict[str, Any]:
@@ -127,26 +131,35 @@ def arm_summary(key: Key, answers: Mapping[Key, Answers], study: Study) -> dict[
     def against(reference: Answers) -> dict[str, Any] | None:
         if own is reference:
             return None
-        return table(lambda *what: difference(own.values(*what), reference.values(*what), study.resamples))
+        return table(lambda *what: compare(own, reference, *what))
 
+    mirrored = [c for c in study.conditions if c.mirrored]
     kinds = sorted({row["kind"] for row in own.runs[0] if row["part"] == NON_SPATIAL})
     return {
         "arm": arm,
         "tuned": tuned,
         "runs": len(own.runs),
         "scalings": own.scalings,
-        "accuracy": table(lambda *what: mean(own.values(*what))),
+        "accuracy": table(lambda *what: mean(own.values(*what), own.step(what[0], what[2]))),
         "difference_to_baseline": against(baseline),
         "difference_to_stock": against(rival) if tuned else None,
-        "invalid": {form: mean(1 - own.share(form, "valid")) for form in study.forms},
-        "flip": {form: {axis: mean(own.flips(form, axis)) for axis in AXES} for form in study.forms}
-        if any(c.mirrored for c in study.conditions)
+        "invalid": {form: mean(1 - own.share(form, "valid"), 0.25 / len(study.conditions)) for form in study.forms},
+        "flip": {
+            form: {axis: mean(own.flips(form, axis), 0.5 / len(mirrored)) for axis in AXES} for form in study.forms
+        }
+        if mirrored
         else None,
-        "non_spatial": {kind or "all": mean(own.other(kind)) for kind in (None, *kinds)} if kinds else None,
-        "non_spatial_difference": difference(own.other(), rival.other(), study.resamples)
+        "non_spatial": {kind or "all": mean(own.other(kind), 1.0) for kind in (None, *kinds)} if kinds else None,
+        "non_spatial_difference": difference(own.other(), rival.other(), study.resamples, step=1.0)
         if kinds and own is not rival
         else None,
     }
+
+
+def compare(own: Answers, reference: Answers, place: str, form: str, metric: str) -> dict[str, Any]:
+    """A paired difference of two arms."""
+    values = (answers.values(place, form, metric) for answers in (own, reference))
+    return difference(*values, own.study.resamples, step=own.step(place, metric))
 
 
 def findings(answers: Mapping[Key, Answers], study: Study) -> list[Finding]:
@@ -157,14 +170,14 @@ def findings(answers: Mapping[Key, Answers], study: Study) -> list[Finding]:
             if (SCALED, tuned) not in answers or not study.names(place):
                 continue
             what = (place, form, metric)
-            scaled, stock = (answers[arm, tuned].values(*what) for arm in (SCALED, STOCK))
+            scaled, stock = answers[SCALED, tuned], answers[STOCK, tuned]
             controls = {
-                arm: difference(answers[arm, tuned].values(*what), scaled, study.resamples)
+                arm: compare(answers[arm, tuned], scaled, *what)
                 for arm in CONTROLS
-                if (arm, tuned) in answers and answers[arm, tuned].scalings != answers[SCALED, tuned].scalings
+                if (arm, tuned) in answers and answers[arm, tuned].scalings != scaled.scalings
             }
             where = f"{'with' if tuned else 'without'} fine-tuning {PLACES[place]}"
-            found.append(find(where, difference(scaled, stock, study.resamples), controls))
+            found.append(find(where, compare(scaled, stock, *what), controls))
     return found
 
 

@@ -335,6 +335,26 @@ def test_continuing_does_only_what_is_missing_and_ends_the_same(finished, capsys
 
 
 @pytest.mark.slow
+def test_a_report_of_what_is_there_names_what_is_not_run(finished):
+    out, arguments = finished
+    missing = out / "answers" / "plain-permuted-0.parquet"
+    kept = missing.read_bytes()
+    missing.unlink()
+    try:
+        assert main([*arguments, "--report-only"]) == 0
+        summary = json.loads((out / "summary.json").read_text(encoding="utf-8"))
+        assert not missing.exists() and summary["not_run"] == [{"arm": "permuted", "tuned": False}]
+        assert "Not run: +permuted." in (out / "report.md").read_text(encoding="utf-8")
+        assert all(arm["arm"] != "permuted" for arm in summary["arms"])
+    finally:
+        missing.write_bytes(kept)
+    stock = out / "answers" / "plain-stock-0.parquet"
+    stock.rename(stock.with_suffix(".away"))
+    assert main([*arguments, "--report-only"]) == 2
+    stock.with_suffix(".away").rename(stock)
+
+
+@pytest.mark.slow
 def test_the_choice_hangs_on_validation_pictures_alone(finished):
     """Worse test answers change no choice; a grid measured on test pictures is refused."""
     out, _ = finished

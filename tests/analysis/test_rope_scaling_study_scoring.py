@@ -12,6 +12,7 @@ from dualstream.analysis.rope_scaling_study.scoring import (
     METRICS,
     cell_figures,
     clustered_mean,
+    clustered_share,
     correctness,
     difference,
     flip_consistent,
@@ -119,12 +120,31 @@ def test_intervals_cover_where_pictures_of_a_pair_agree():
         easy = rng.random(sets) < 0.6
         correct = rng.random((sets, 4)) < np.where(easy, 0.97, 0.05)[:, None]
         truth = 0.6 * 0.97 + 0.4 * 0.05
-        found = clustered_mean(per_set(correct, "individual")[None], resamples=400, seed=trial)
+        found = clustered_share(per_set(correct, "individual")[None], resamples=400, seed=trial, step=0.25)
         inside += found.low <= truth <= found.high
         half = 1.96 * np.sqrt(correct.mean() * (1 - correct.mean()) / correct.size)
         naive += abs(correct.mean() - truth) <= half
     assert inside / trials > 0.91
     assert naive / trials < 0.8
+
+
+@pytest.mark.parametrize("pairs", [20, 60, 200])
+def test_pairs_that_agree_leave_room_for_what_they_would_miss(pairs):
+    """The interval of no change at all against the exact one: rates that give no change with a chance of 5 %."""
+    same = np.full((3, pairs), 0.5)
+    found = difference(same, same, step=0.25)
+    exact = 0.25 * (1 - 0.05 ** (1 / pairs))
+    assert found["value"] == 0 and found["n"] == pairs
+    assert found["high"] == pytest.approx(exact, rel=0.35) and found["low"] == pytest.approx(-found["high"], rel=0.35)
+    certain = clustered_share(np.ones((1, pairs)), step=0.25)
+    assert certain.high == 1 and 1 - certain.low == pytest.approx(exact, rel=0.35)
+
+
+def test_made_up_pairs_hardly_matter_where_pairs_differ():
+    values = np.random.default_rng(0).random((1, 300))
+    with_step, without = clustered_mean(values, step=0.25), clustered_mean(values)
+    assert with_step.value == without.value
+    assert with_step.low == pytest.approx(without.low, abs=0.005)
 
 
 def test_intervals_widen_with_the_spread_of_runs():
