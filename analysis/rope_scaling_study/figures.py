@@ -46,7 +46,7 @@ def draw_grid(figure: Any, summary: Mapping[str, Any]) -> None:
     top, bottom = figure.subfigures(2, 1, height_ratios=[1.1, 1])
     for axes, (place, names) in zip(np.atleast_1d(top.subplots(1, len(places))), places.items(), strict=True):
         _heat_map(axes, summary, stock, names)
-        axes.set_title(f"poly, {PLACES[place]}: accuracy minus stock, points")
+        axes.set_title(PLACES[place], fontsize=9)
     axes = bottom.subplots()
     rows = [row for row in summary["grid"] if not row["arm"].startswith("poly")]
     rows += [{**row, "arm": f"SFT {row['arm']}"} for row in summary["tuned_grid"]]
@@ -56,7 +56,9 @@ def draw_grid(figure: Any, summary: Mapping[str, Any]) -> None:
     axes.invert_yaxis()
     axes.set_xlim(max(0, min(values) - 5), min(100, max(values) + 2))
     axes.set_xlabel("accuracy on validation pictures, mean of conditions and forms, %")
-    figure.suptitle("The whole grid, on validation pictures", fontsize=11)
+    figure.suptitle(
+        "The whole grid, on validation pictures; above: poly, accuracy minus stock tower, points", fontsize=10
+    )
 
 
 def _heat_map(axes: Any, summary: Mapping[str, Any], stock: Mapping[str, Any], names: list[str]) -> None:
@@ -93,11 +95,12 @@ def draw_arms(figure: Any, summary: Mapping[str, Any]) -> None:
     axes = np.atleast_2d(figure.subplots(2, len(places), sharey="row", height_ratios=[1, 1]))
     for column, place in enumerate(places):
         _points(axes[0, column], arms, [arm["accuracy"][place][form]["individual"] for arm in arms])
-        axes[0, column].set_title(f"individual accuracy {PLACES[place]}, {form}, %")
+        axes[0, column].set_title(PLACES[place], fontsize=9)
+        axes[0, column].set_xlabel(f"individual accuracy, {form}, %", fontsize=8)
         others = [arm for arm in arms if _difference(arm)]
         _points(axes[1, column], others, [_difference(arm)[place][form]["individual"] for arm in others])
         axes[1, column].axvline(0, color="black", linewidth=0.8)
-        axes[1, column].set_title("difference to the stock tower with the same tuning, points")
+        axes[1, column].set_xlabel("difference to the stock tower, same tuning, points", fontsize=8)
     for axis in axes[:, 0]:
         axis.invert_yaxis()
 

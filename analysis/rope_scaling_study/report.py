@@ -21,6 +21,7 @@ def format_report(summary: Mapping[str, Any]) -> str:
     blocks = [
         "# RoPE scaling and where-questions",
         f"**{summary['sentence']}**",
+        _scope(summary),
         _method(summary),
         f"## {_cap(forms[0])} questions (the conclusion is about these)",
         _main_table(summary, forms[0]),
@@ -68,6 +69,15 @@ def cell(estimate: Mapping[str, Any] | None, signed: bool = False) -> str:
 
 def _cap(text: str) -> str:
     return f"{text[0].upper()}{text[1:]}"
+
+
+def _scope(summary: Mapping[str, Any]) -> str:
+    choice = summary["choice"]
+    return (
+        f"This is about `{summary['design']['model']}` on drawn scenes and about the scalings chosen on validation "
+        f"pictures, `{choice['plain']}` without and `{choice['tuned']}` with fine-tuning; it says nothing of larger "
+        "models."
+    )
 
 
 def _method(summary: Mapping[str, Any]) -> str:

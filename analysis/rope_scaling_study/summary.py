@@ -158,8 +158,8 @@ def arm_summary(key: Key, answers: Mapping[Key, Answers], study: Study) -> dict[
 
 def compare(own: Answers, reference: Answers, place: str, form: str, metric: str) -> dict[str, Any]:
     """A paired difference of two arms."""
-    values = (answers.values(place, form, metric) for answers in (own, reference))
-    return difference(*values, own.study.resamples, step=own.step(place, metric))
+    values, others = own.values(place, form, metric), reference.values(place, form, metric)
+    return difference(values, others, own.study.resamples, step=own.step(place, metric))
 
 
 def findings(answers: Mapping[Key, Answers], study: Study) -> list[Finding]:
