@@ -75,16 +75,21 @@ def test_a_killed_run_ends_with_the_very_same_weights(tmp_path, changes, step, r
 
 
 def test_two_processes_give_the_weights_of_one(tmp_path):
-    one = run(tmp_path / "one", max_steps=3)
+    descent = {
+        "max_steps": 3,
+        "optim": "sgd",
+        "learning_rate": 0.03,
+    }  # Adam would blow up rounding where gradients vanish
+    one = run(tmp_path / "one", **descent)
     command = ("-m", "torch.distributed.run", "--nproc_per_node", 2, "-m", "dualstream.cli", "train", "sft")
-    settings = options(tmp_path / "two", max_steps=3, per_device_train_batch_size=2)
+    settings = options(tmp_path / "two", per_device_train_batch_size=2, **descent)
     finished = start(
         sys.executable, *command, "--config", "tiny-qwen2-vl", *settings, "--json", ACCELERATE_USE_CPU="true"
     )
     assert finished.returncode == 0, finished.stderr[-3000:]
     two = json.loads(finished.stdout)  # one object, by one process
     assert (one["world_size"], two["world_size"]) == (1, 2)
-    assert largest_difference(weights(one), weights(two)) < 3e-5
+    assert largest_difference(weights(one), weights(two)) < 3e-6
     losses = [[row["loss"] for row in record["log"] if "loss" in row] for record in (one, two)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 

@@ -33,6 +33,8 @@ SMALL = {
 }
 MIXED = {"train_vision": "lora", "train_connector": "full", "train_llm": "lora", "lora_r": 4}
 ALL_LORA = ("--train_vision", "lora", "--train_connector", "lora", "--train_llm", "lora")
+# Adam divides by the size of a gradient and turns rounding into steps where it vanishes; plain descent does not.
+DESCENT = {"optim": "sgd", "learning_rate": 0.03}
 LORA = {"train_vision": "lora", "train_connector": "lora", "train_llm": "lora", "lora_r": 4}
 
 
@@ -63,9 +65,9 @@ def trained(config):
 
 
 def test_an_update_is_the_same_however_it_is_split(configure):
-    whole = trained(configure("a"))
-    parts = trained(configure("b", per_device_train_batch_size=1, gradient_accumulation_steps=4))
-    assert largest_difference(weights(whole.inner), weights(parts.inner)) < 3e-5
+    whole = trained(configure("a", **DESCENT))
+    parts = trained(configure("b", per_device_train_batch_size=1, gradient_accumulation_steps=4, **DESCENT))
+    assert largest_difference(weights(whole.inner), weights(parts.inner)) < 3e-6
     losses = [[row["loss"] for row in t.state.log_history if "loss" in row] for t in (whole, parts)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
