@@ -74,17 +74,16 @@ def test_a_scaled_model_is_loaded_as_one(way, tmp_path):
     decoder, source = way.endswith("decoder") or way.endswith("beside"), "tiny-qwen2-vl"
     options = {"vision_rope_scaling": "poly:9:2"} if way.startswith("asked for") else {}
     if not options:
-        model, processor = load_model(
-            source, "cpu", vision_rope_scaling=None if way == "noted by stock" else "poly:9:2"
-        )
+        scaling = None if way == "noted by stock" else "poly:9:2"
+        model, processor = load_model(source, "cpu", vision_rope_scaling=scaling, visual_decoder=False)
         apply_rope_scaling(model, "poly:9:2")
         model.save_pretrained(tmp_path)
         processor.save_pretrained(tmp_path)
         source = tmp_path
     if way == "decoder beside":
         VisualDecoder.from_unembedding(model.lm_head.weight).save_pretrained(tmp_path)
-    elif decoder:
-        options["visual_decoder"] = True
+    else:  # the embedded model has a decoder beside it
+        options["visual_decoder"] = decoder
     scaled, processor = load_model(source, "cpu", **options)
     assert type(scaled).__name__ == ("Qwen2VLWithVisualDecoder" if decoder else "Qwen2VLRopeScaled")
     assert str(rope_scaling_of(scaled)) == "poly:9:2" and not scaled.training
