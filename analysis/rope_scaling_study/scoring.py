@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from dualstream.data_builders.spatial_sft import AXES, RELATIONS
-from dualstream.eval.statistics import CONFIDENCE, Estimate
+from dualstream.eval.statistics import clustered_mean
 
 from .items import MIRRORED
 
@@ -58,51 +57,6 @@ def per_set(correct: np.ndarray, metric: str) -> np.ndarray:
     if metric == "set":
         return correct.all(1).astype(float)
     raise ValueError(f"metric={metric!r} is unknown; known are {', '.join(METRICS)}.")
-
-
-def clustered_mean(values: np.ndarray, resamples: int = 2000, seed: int = 0, step: float = 0.0) -> Estimate:
-    """Mean of a figure of runs and object pairs, with a bootstrap interval over both.
-
-    Pairs are drawn as wholes, the same ones for all runs, since all runs saw the same pictures; runs are drawn
-    independently of them. With one run the interval is over the pairs alone.
-
-    Where all pairs agree a bootstrap interval is a point, which says too much. Two made-up pairs, one a step above the
-    mean and one below, keep it from collapsing: with 60 pairs that agree, it reaches as far as the changes that 60
-    pairs would miss with a chance of about 5 %.
-
-    Args:
-        values: (runs, pairs) float64.
-        resamples: number of bootstrap samples.
-        seed: of the resampling.
-        step: the smallest change of a pair's figure; 0 adds no made-up pairs.
-
-    Returns:
-        The percentile interval; n is the number of true pairs.
-
-    Raises:
-        ValueError: not 2-D, or empty.
-    """
-    values = np.asarray(values, dtype=np.float64)
-    if values.ndim != 2 or not values.size:
-        raise ValueError(f"values must be a non-empty 2-D array, got shape {values.shape}.")
-    value, true_pairs = float(values.mean()), values.shape[1]
-    if step:
-        means = values.mean(1, keepdims=True)
-        values = np.concatenate([values, means - step, means + step], axis=1)
-    runs, pairs = values.shape
-    rng = np.random.default_rng(seed)
-    run_weights = rng.multinomial(runs, np.full(runs, 1 / runs), resamples) / runs
-    pair_weights = rng.multinomial(pairs, np.full(pairs, 1 / pairs), resamples) / pairs
-    means = np.einsum("br,rp,bp->b", run_weights, values, pair_weights)
-    tail = 100 * (1 - CONFIDENCE) / 2
-    low, high = np.percentile(means, [tail, 100 - tail])
-    return Estimate(value, float(low), float(high), true_pairs)
-
-
-def clustered_share(values: np.ndarray, resamples: int = 2000, seed: int = 0, step: float = 0.0) -> Estimate:
-    """``clustered_mean`` of shares: the interval does not leave 0 to 1."""
-    found = clustered_mean(values, resamples, seed, step)
-    return replace(found, low=max(found.low, 0.0), high=min(found.high, 1.0))
 
 
 def difference(

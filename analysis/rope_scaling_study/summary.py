@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 
 from dualstream.data_builders.spatial_sft import AXES, RELATIONS
+from dualstream.eval.statistics import clustered_share
 
 from .answers import NON_SPATIAL, SPATIAL
 from .design import DISTRIBUTIONS, IN, OUT, SCALED, STOCK, TUNED, Study
 from .runs import Unit
-from .scoring import METRICS, STEPS, clustered_share, correctness, difference, flip_consistent, per_set
+from .scoring import METRICS, STEPS, correctness, difference, flip_consistent, per_set
 from .verdict import Finding, conclusion, find
 
 PLACES = {

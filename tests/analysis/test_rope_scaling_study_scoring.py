@@ -11,8 +11,6 @@ from hypothesis import strategies as st
 from dualstream.analysis.rope_scaling_study.scoring import (
     METRICS,
     cell_figures,
-    clustered_mean,
-    clustered_share,
     correctness,
     difference,
     flip_consistent,
@@ -29,6 +27,7 @@ from dualstream.analysis.rope_scaling_study.verdict import (
     judge,
 )
 from dualstream.data_builders.spatial_sft import RELATIONS
+from dualstream.eval.statistics import clustered_mean, clustered_share
 
 TABLES = st.lists(st.lists(st.booleans(), min_size=4, max_size=4), min_size=1, max_size=12)
 

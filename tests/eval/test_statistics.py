@@ -5,7 +5,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dualstream.eval.statistics import bootstrap_mean, bootstrap_ratio, paired_difference, proportion
+from dualstream.eval.statistics import (
+    bootstrap_mean,
+    bootstrap_ratio,
+    cluster_bootstrap_mean,
+    cluster_proportion,
+    paired_difference,
+    proportion,
+)
 
 pairs = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60)
 
@@ -95,3 +102,63 @@ def test_ratios_that_make_no_sense_are_refused():
     assert (
         bootstrap_ratio(np.array([0.0, 1.0]), np.array([0.0, 1.0])).high == 1
     )  # resamples of zeros only are left out
+
+
+def image_cells(rng, images=80, cells=12):
+    """Cells of images that are mostly all right or mostly all wrong; the true share is 0.5."""
+    labels = np.repeat(np.arange(images), cells)
+    level = np.where(rng.random(images) < 0.5, 0.95, 0.05)
+    return labels, rng.random(labels.size) < level[labels]
+
+
+def test_cluster_intervals_cover_where_the_plain_one_does_not():
+    rng = np.random.default_rng(4)
+    bootstrap = wilson = naive = 0
+    for trial in range(200):
+        labels, correct = image_cells(rng)
+        found = cluster_bootstrap_mean(correct, labels, seed=trial, resamples=300)
+        bootstrap += found.low <= 0.5 <= found.high
+        found = cluster_proportion(correct, labels)
+        wilson += found.low <= 0.5 <= found.high
+        found = proportion(correct)
+        naive += found.low <= 0.5 <= found.high
+    assert bootstrap / 200 > 0.9 and wilson / 200 > 0.9
+    assert naive / 200 < 0.7
+
+
+def test_single_observations_as_clusters_give_the_plain_intervals():
+    correct = np.random.default_rng(5).random(300) < 0.3
+    each = np.arange(300)
+    assert cluster_proportion(correct, each).to_dict() == pytest.approx(proportion(correct).to_dict(), abs=2e-3)
+    found, plain = cluster_bootstrap_mean(correct, each), bootstrap_mean(correct)
+    assert (found.low, found.high) == pytest.approx((plain.low, plain.high), abs=0.01)
+
+
+def test_cluster_means_are_among_those_of_all_resamples():
+    values, labels = np.array([1.0, 2.0, 6.0]), ["a", "a", "b"]
+    found = cluster_bootstrap_mean(values, labels)
+    assert (found.value, found.low, found.high, found.n) == (3.0, 1.5, 6.0, 2)
+
+
+def test_crossed_clusters_widen_the_interval():
+    """Images differ little and classes a lot: resampling images alone hides it."""
+    rng = np.random.default_rng(6)
+    images, classes = np.arange(400), rng.integers(0, 6, 400)
+    values = rng.normal(size=6)[classes] + 0.1 * rng.normal(size=400)
+    alone, crossed = cluster_bootstrap_mean(values, images), cluster_bootstrap_mean(values, images, classes)
+    assert crossed.high - crossed.low > 3 * (alone.high - alone.low)
+    assert crossed.n == 6 and alone.n == 400
+
+
+def test_clusters_that_all_agree_still_have_an_interval():
+    found = cluster_proportion(np.zeros(1000, dtype=bool), np.repeat(np.arange(20), 50))
+    assert found.to_dict() == pytest.approx(proportion(np.zeros(20, dtype=bool)).to_dict())
+
+
+def test_clusters_without_labels_are_refused():
+    with pytest.raises(ValueError, match="one label per value: 3 values"):
+        cluster_bootstrap_mean(np.ones(3), ["a", "b"])
+    with pytest.raises(ValueError, match="at least one label array"):
+        cluster_bootstrap_mean(np.ones(3))
+    with pytest.raises(ValueError, match="one label per value: 2 values"):
+        cluster_proportion(np.ones(2), ["a"])
