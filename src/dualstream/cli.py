@@ -46,6 +46,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 GROUPS: dict[str, str] = {
     "train": "train a part of a model",
     "build": "build a data set",
+    "analyze": "look inside a frozen model",
     "study": "run an experiment from configuration to table and figures",
 }
 EXIT_ERROR = 2
