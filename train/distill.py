@@ -24,7 +24,8 @@ from typing import TYPE_CHECKING, Any
 from dualstream.cli import Result
 from dualstream.eval.manifest import make_manifest, write_json
 
-from .run_folder import claim_folder, last_complete_checkpoint, require_one_group
+from .run_command import add_config_argument, presets_of, read_settings
+from .run_folder import agreed_checkpoint, claim_folder, require_one_group
 
 if TYPE_CHECKING:
     from dualstream.modeling import VisualDecoder
@@ -34,18 +35,13 @@ if TYPE_CHECKING:
     from .image_dataset import ImageSets, ImageSubset
 
 PASSES_OPTIONS_ON = True
-PRESETS = {
-    path.stem.removeprefix("distill_").replace("_", "-"): path for path in Path(__file__).parent.glob("distill_*.yaml")
-}
+PRESETS = presets_of("distill")
 RESULT, CLASSES = "distillation.json", "classes"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's own arguments; every field of ``DistillationConfig`` is an option too."""
-    presets = ", ".join(sorted(PRESETS))
-    parser.add_argument(
-        "--config", required=True, metavar="FILE", help=f"YAML file with the settings, or a preset: {presets}"
-    )
+    add_config_argument(parser, PRESETS)
     parser.add_argument(
         "--install",
         type=Path,
@@ -89,26 +85,10 @@ def run(args: argparse.Namespace) -> Result:
 
 
 def read_config(source: str, options: list[str]) -> DistillationConfig:
-    """Read the settings of a run.
-
-    Args:
-        source: a YAML file or the name of a preset.
-        options: ``--field value`` pairs that take precedence.
-
-    Raises:
-        ValueError: there is no such file, or a field or value is not accepted.
-    """
-    from trl import TrlParser
-
+    """Read the settings of a run, see ``read_settings``."""
     from .distillation_config import DistillationConfig
 
-    path = PRESETS.get(source, Path(source))
-    if not path.is_file():
-        raise ValueError(f"config={source!r} is neither a file nor a preset ({', '.join(sorted(PRESETS))}).")
-    kinds: list[Any] = [DistillationConfig]
-    parser = TrlParser(kinds, prog="dualstream train distill")
-    (config,) = parser.parse_args_and_config(["--config", str(path), *options])
-    return config
+    return read_settings(DistillationConfig, source, options, PRESETS, "distill")
 
 
 def distill(config: DistillationConfig) -> dict[str, Any]:
@@ -128,8 +108,7 @@ def distill(config: DistillationConfig) -> dict[str, Any]:
     if (folder / RESULT).is_file():
         return json.loads((folder / RESULT).read_text(encoding="utf-8"))
     trainer, images = make_trainer(config, folder)
-    checkpoint = last_complete_checkpoint(folder) if trainer.is_world_process_zero() else None
-    checkpoint = _agreed(checkpoint)
+    checkpoint = agreed_checkpoint(folder, trainer.is_world_process_zero())
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     record: dict[str, Any] = {}
     if trainer.is_world_process_zero():
@@ -250,12 +229,13 @@ def install(run_folder: Path, checkpoint: Path) -> None:
     from transformers import AutoConfig
 
     from dualstream.modeling import VisualDecoder
+    from dualstream.modeling.families import stock_model_type
 
     decoder = VisualDecoder.from_pretrained(run_folder)
     if not (checkpoint / "config.json").is_file():
         raise ValueError(f"install={checkpoint} holds no model: config.json is missing.")
     config = AutoConfig.from_pretrained(checkpoint)
-    text, model_type = config.get_text_config(), config.model_type.removesuffix("_visual_decoder")
+    text, model_type = config.get_text_config(), stock_model_type(config.model_type)
     wanted, found = (
         (text.vocab_size, text.hidden_size, model_type),
         (decoder.vocab_size, decoder.hidden_size, decoder.model_type or model_type),
@@ -266,15 +246,6 @@ def install(run_folder: Path, checkpoint: Path) -> None:
             "another model."
         )
     decoder.save_pretrained(checkpoint)
-
-
-def _agreed(checkpoint: Path | None) -> Path | None:
-    """What the main process found, in every process."""
-    from accelerate.utils import broadcast_object_list
-
-    found: list[Any] = [checkpoint]
-    broadcast_object_list(found)
-    return found[0]
 
 
 def _text(config: DistillationConfig, record: dict[str, Any]) -> str:

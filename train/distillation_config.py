@@ -9,33 +9,10 @@ from typing import Any
 from transformers import TrainingArguments
 
 from .distillation_loss import check_strengths
+from .run_folder import NOT_PART_OF_A_RUN
 
 DECODER_KINDS = ("linear", "factored", "pruned")
 UNREADABLE = ("skip", "error")
-# What may differ between two starts of one run: none of it changes the weights that come out.
-NOT_PART_OF_THE_RUN = (
-    "output_dir",
-    "resume_from_checkpoint",
-    "disable_tqdm",
-    "log_level",
-    "log_level_replica",
-    "logging_nan_inf_filter",
-    "report_to",
-    "run_name",
-    "project",
-    "save_total_limit",
-    "dataloader_num_workers",
-    "dataloader_pin_memory",
-    "dataloader_prefetch_factor",
-    "dataloader_persistent_workers",
-    "dataloader_multiprocessing_context",
-    "local_rank",
-    "ddp_backend",
-    "ddp_timeout",
-    "push_to_hub",
-    "hub_token",
-    "hub_model_id",
-)
 
 
 @dataclass
@@ -141,7 +118,7 @@ class DistillationConfig(TrainingArguments):
 
     def run_settings(self) -> dict[str, Any]:
         """Return what identifies a run, JSON-serialisable: a second start with other values is another run."""
-        return {name: value for name, value in self.to_dict().items() if name not in NOT_PART_OF_THE_RUN}
+        return {name: value for name, value in self.to_dict().items() if name not in NOT_PART_OF_A_RUN}
 
 
 def _require_choice(name: str, value: str, accepted: tuple[str, ...]) -> None:

@@ -12,6 +12,30 @@ from dualstream.eval.manifest import write_json
 
 SETTINGS = "configuration.json"
 MARK = "complete.json"
+# Training arguments that may differ between two starts of one run: none of them changes the weights that come out.
+NOT_PART_OF_A_RUN = (
+    "output_dir",
+    "resume_from_checkpoint",
+    "disable_tqdm",
+    "log_level",
+    "log_level_replica",
+    "logging_nan_inf_filter",
+    "report_to",
+    "run_name",
+    "project",
+    "save_total_limit",
+    "dataloader_num_workers",
+    "dataloader_pin_memory",
+    "dataloader_prefetch_factor",
+    "dataloader_persistent_workers",
+    "dataloader_multiprocessing_context",
+    "local_rank",
+    "ddp_backend",
+    "ddp_timeout",
+    "push_to_hub",
+    "hub_token",
+    "hub_model_id",
+)
 
 
 def claim_folder(folder: Path, settings: dict[str, Any]) -> None:
@@ -64,6 +88,15 @@ def last_complete_checkpoint(folder: Path) -> Path | None:
         else:
             shutil.rmtree(path)
     return complete[-1] if complete else None
+
+
+def agreed_checkpoint(folder: Path, main_process: bool) -> Path | None:
+    """Return what ``last_complete_checkpoint`` finds in the main process, in every process."""
+    from accelerate.utils import broadcast_object_list
+
+    found: list[Any] = [last_complete_checkpoint(folder) if main_process else None]
+    broadcast_object_list(found)
+    return found[0]
 
 
 def require_one_group(world_size: int) -> None:

@@ -23,21 +23,21 @@ from typing import TYPE_CHECKING, Any
 from dualstream.cli import Result
 from dualstream.eval.manifest import make_manifest, write_json
 
+from .run_command import add_config_argument, presets_of, read_settings
+from .run_folder import agreed_checkpoint, claim_folder, require_one_group
+
 if TYPE_CHECKING:
     from .sft_config import VisionSFTConfig
     from .sft_trainer import VisionSFTTrainer
 
 PASSES_OPTIONS_ON = True
-PRESETS = {path.stem.removeprefix("sft_").replace("_", "-"): path for path in Path(__file__).parent.glob("sft_*.yaml")}
+PRESETS = presets_of("sft")
 RESULT = "sft.json"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's own arguments; every field of ``VisionSFTConfig`` is an option too."""
-    presets = ", ".join(sorted(PRESETS))
-    parser.add_argument(
-        "--config", required=True, metavar="FILE", help=f"YAML file with the settings, or a preset: {presets}"
-    )
+    add_config_argument(parser, PRESETS)
     parser.epilog = (
         "Every setting is an option as well, e.g. --train_vision lora --max_steps 100 --learning_rate 1e-4; see "
         "dualstream.train.sft_config and trl.SFTConfig."
@@ -55,25 +55,10 @@ def run(args: argparse.Namespace) -> Result:
 
 
 def read_config(source: str, options: list[str]) -> VisionSFTConfig:
-    """Read the settings of a run.
-
-    Args:
-        source: a YAML file or the name of a preset.
-        options: ``--field value`` pairs that take precedence.
-
-    Raises:
-        ValueError: there is no such file, or a field or value is not accepted.
-    """
-    from trl import TrlParser
-
+    """Read the settings of a run, see ``read_settings``."""
     from .sft_config import VisionSFTConfig
 
-    path = PRESETS.get(source, Path(source))
-    if not path.is_file():
-        raise ValueError(f"config={source!r} is neither a file nor a preset ({', '.join(sorted(PRESETS))}).")
-    parser = TrlParser([VisionSFTConfig], prog="dualstream train sft")  # type: ignore[list-item]
-    (config,) = parser.parse_args_and_config(["--config", str(path), *options])
-    return config
+    return read_settings(VisionSFTConfig, source, options, PRESETS, "sft")
 
 
 def fine_tune(config: VisionSFTConfig, train_rows: Any = None, eval_rows: Any = None) -> dict[str, Any]:
@@ -90,8 +75,6 @@ def fine_tune(config: VisionSFTConfig, train_rows: Any = None, eval_rows: Any = 
     Raises:
         ValueError: the folder holds another run, processes do not know of each other, or a setting does not fit.
     """
-    from .run_folder import claim_folder, last_complete_checkpoint, require_one_group
-
     started = time.time()
     require_one_group(config.world_size)
     folder = Path(str(config.output_dir))
@@ -100,7 +83,7 @@ def fine_tune(config: VisionSFTConfig, train_rows: Any = None, eval_rows: Any = 
     if (folder / RESULT).is_file():
         return json.loads((folder / RESULT).read_text(encoding="utf-8"))
     trainer = make_trainer(config, train_rows, eval_rows)
-    checkpoint = _agreed(last_complete_checkpoint(folder) if trainer.is_world_process_zero() else None)
+    checkpoint = agreed_checkpoint(folder, trainer.is_world_process_zero())
     train(trainer, checkpoint)
     record: dict[str, Any] = {}
     if trainer.is_world_process_zero():
@@ -246,15 +229,6 @@ def finish(trainer: VisionSFTTrainer, folder: Path, started: float, checkpoint: 
 
 def _plain(size: Any) -> dict[str, int]:
     return {name: value for name, value in dict(size).items() if value is not None}
-
-
-def _agreed(checkpoint: Path | None) -> Path | None:
-    """What the main process found, in every process."""
-    from accelerate.utils import broadcast_object_list
-
-    found: list[Any] = [checkpoint]
-    broadcast_object_list(found)
-    return found[0]
 
 
 def _text(record: dict[str, Any]) -> str:

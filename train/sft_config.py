@@ -8,39 +8,21 @@ from typing import Any
 
 from trl import SFTConfig
 
+from .run_folder import NOT_PART_OF_A_RUN
+
 PART_FIELDS = {"vision": "train_vision", "connector": "train_connector", "llm": "train_llm"}
 MODES = ("frozen", "full", "lora")
 DTYPES = ("auto", "float32", "bfloat16")
 # What may differ between two starts of one run: none of it changes the weights that come out.
 NOT_PART_OF_THE_RUN = (
-    "output_dir",
-    "resume_from_checkpoint",
-    "disable_tqdm",
-    "log_level",
-    "log_level_replica",
+    *NOT_PART_OF_A_RUN,
     "logging_dir",
     "logging_first_step",
-    "logging_nan_inf_filter",
     "logging_steps",
     "logging_strategy",
-    "report_to",
-    "run_name",
-    "project",
     "trackio_space_id",
     "save_steps",
     "save_strategy",
-    "save_total_limit",
-    "dataloader_num_workers",
-    "dataloader_pin_memory",
-    "dataloader_prefetch_factor",
-    "dataloader_persistent_workers",
-    "dataloader_multiprocessing_context",
-    "local_rank",
-    "ddp_backend",
-    "ddp_timeout",
-    "push_to_hub",
-    "hub_token",
-    "hub_model_id",
 )
 
 
