@@ -15,7 +15,7 @@ _HOMES = {
     "auto": ("EMBEDDED_MODELS", "default_model_path", "infer_class", "load_model"),
     "compressed_model": ("VisualCompressionMixin",),
     "compression_context": ("compressing",),
-    "compression_report": ("CompressionReport", "ImageCompression"),
+    "compression_report": ("CompressionReport", "EncodedImages", "ImageCompression", "Planner"),
     "configuration_rope_scaled": (
         "Qwen2VLRopeScaledConfig",
         "Qwen2_5_VLRopeScaledConfig",

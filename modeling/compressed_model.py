@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .compression_report import CompressionReport, compress_image_output, repeat_rows
+from .compression_report import CompressionReport, Planner, compress_image_output, repeat_rows
 from .families import family_of
 from .prompt_plan import PromptPlan, plan_prompt, shifted_index
 from .prompt_session import PromptRestoringStreamer, PromptSession, restore_prompt, session_of
@@ -20,6 +20,8 @@ from .visual_compression import CompressionConfig
 from .visual_decoder import VisualDecoder
 
 OVERRIDE_ATTRIBUTE = "_compression_override"
+# What a planner that runs the language model itself needs beside the images.
+PROMPT_INPUTS = ("input_ids", "mm_token_type_ids", "token_type_ids", "pixel_values_videos", "video_grid_thw")
 
 
 # What the mixin stands before has no common type: the transformers class of a family.
@@ -31,10 +33,14 @@ else:
 
 @dataclass
 class CompressionOverride:
-    """A configuration and decoder that take precedence over the model's own for a while."""
+    """A configuration and decoder that take precedence over the model's own for a while.
+
+    With a planner, that one decides in place of the run-length rule.
+    """
 
     config: CompressionConfig
-    decoder: VisualDecoder | None
+    decoder: VisualDecoder
+    planner: Planner | None = None
 
 
 class VisualCompressionMixin(StockModel):
@@ -109,12 +115,10 @@ class VisualCompressionMixin(StockModel):
         active = self._active_compression(kwargs, compression)
         if active is None:
             return stock(**kwargs)
-        return self._generate_compressed(stock, kwargs, *active)
+        return self._generate_compressed(stock, kwargs, active)
 
-    def _generate_compressed(
-        self, stock: Any, kwargs: dict[str, Any], config: CompressionConfig, decoder: VisualDecoder
-    ) -> Any:
-        settings = self._generation_settings(kwargs)
+    def _generate_compressed(self, stock: Any, kwargs: dict[str, Any], active: CompressionOverride) -> Any:
+        config, settings = active.config, self._generation_settings(kwargs)
         self._check_chunked_prefill(settings, config)
         original_ids = kwargs["input_ids"]
         attention_mask = kwargs.pop("attention_mask", None)
@@ -127,7 +131,7 @@ class VisualCompressionMixin(StockModel):
             )
         position_ids = position_ids.expand(*position_ids.shape[:-2], *original_ids.shape)
 
-        output, report, plan = self._compress_images(kwargs, attention_mask, "left", config, decoder)
+        output, report, plan = self._compress_images(kwargs, attention_mask, "left", active)
         kwargs |= plan.shorten(kwargs, self._pad_token(settings))
         kwargs["position_ids"] = plan.positions(position_ids, config.position_policy)
         kwargs["mm_encoder_outputs"] = {**(kwargs.get("mm_encoder_outputs") or {}), "image": output}
@@ -261,7 +265,7 @@ class VisualCompressionMixin(StockModel):
         cache, input_ids = kwargs.get("past_key_values"), kwargs.get("input_ids")
         active = self._active_compression(kwargs, compression)
         if active is not None:
-            return self._compressed_forward_inputs(dict(kwargs), *active)
+            return self._compressed_forward_inputs(dict(kwargs), active)
         session = session_of(cache) if kwargs.get("position_ids") is None else None
         if session is not None and input_ids is not None:
             step = session.next_forward(input_ids, kwargs.get("attention_mask"), int(cache.get_seq_length()))
@@ -269,15 +273,16 @@ class VisualCompressionMixin(StockModel):
         return kwargs, None
 
     def _compressed_forward_inputs(
-        self, kwargs: dict[str, Any], config: CompressionConfig, decoder: VisualDecoder
+        self, kwargs: dict[str, Any], active: CompressionOverride
     ) -> tuple[dict[str, Any], PromptSession]:
+        config = active.config
         original_ids, attention_mask = kwargs["input_ids"], kwargs.get("attention_mask")
         if attention_mask is not None and (not isinstance(attention_mask, torch.Tensor) or attention_mask.ndim != 2):
             raise ValueError("compression needs a 2-D attention_mask (rows, columns); or pass compression='none'")
         position_ids = self._forward_positions(kwargs)
         if attention_mask is None:
             attention_mask = torch.ones_like(original_ids)
-        output, report, plan = self._compress_images(kwargs, attention_mask, "suffix", config, decoder)
+        output, report, plan = self._compress_images(kwargs, attention_mask, "suffix", active)
         encoded = {**(kwargs.get("mm_encoder_outputs") or {}), "image": output}
         if kwargs.get("pixel_values_videos") is not None:
             # Stock forward refuses pixels of one modality beside encoded features of the other.
@@ -306,10 +311,8 @@ class VisualCompressionMixin(StockModel):
 
     # ------------------------------------------------------------------ shared
 
-    def _active_compression(
-        self, kwargs: dict[str, Any], compression: Any
-    ) -> tuple[CompressionConfig, VisualDecoder] | None:
-        """Return configuration and decoder if this call is to be compressed, else None."""
+    def _active_compression(self, kwargs: dict[str, Any], compression: Any) -> CompressionOverride | None:
+        """Return what compresses this call, else None. A compression named in the call itself has no planner."""
         override: CompressionOverride | None = self.__dict__.get(OVERRIDE_ATTRIBUTE)
         encoded = (kwargs.get("mm_encoder_outputs") or {}).get("image")
         if kwargs.get("pixel_values") is None or encoded is not None:
@@ -341,22 +344,25 @@ class VisualCompressionMixin(StockModel):
                 f"method {config.method!r} with compare={config.compare!r} needs to know the text of every token, but "
                 "the visual decoder has no token tables; fill them with visual_decoder.set_token_tables(tokenizer)"
             )
-        return config, decoder
+        planner = override.planner if override and compression is None else None
+        return CompressionOverride(config, decoder, planner)
 
     def _compress_images(
         self,
         kwargs: dict[str, Any],
         attention_mask: torch.Tensor,
         layout: str,
-        config: CompressionConfig,
-        decoder: VisualDecoder,
+        active: CompressionOverride,
     ) -> tuple[Any, CompressionReport, PromptPlan]:
         """Encode and compress the images, take their arguments out of `kwargs`, and plan the prompt."""
         accepted = inspect.signature(self.model.get_image_features).parameters
         image_inputs = {name: kwargs.pop(name) for name in accepted if name in kwargs and name != "kwargs"}
         image_inputs = {name: value for name, value in image_inputs.items() if value is not None}
         output = self.model.get_image_features(**image_inputs, return_dict=True)
-        output, report = compress_image_output(self, output, image_inputs, kwargs["input_ids"], config, decoder)
+        prompt = {**{name: kwargs.get(name) for name in PROMPT_INPUTS}, "attention_mask": attention_mask}
+        output, report = compress_image_output(
+            self, output, image_inputs, prompt, active.config, active.decoder, active.planner
+        )
         image_token_id = family_of(self).image_token_id(self.config)
         plan = plan_prompt(
             kwargs["input_ids"], attention_mask, image_token_id, report.plan.anchor, report.visual_tokens, layout

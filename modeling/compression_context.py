@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from .compressed_model import OVERRIDE_ATTRIBUTE, CompressionOverride, VisualCompressionMixin
+from .compression_report import Planner
 from .families import family_of
 from .visual_compression import PAPER_PREFIX, CompressionConfig
 from .visual_decoder import VisualDecoder
@@ -28,6 +29,7 @@ def compressing(
     wrap_rows: bool = False,
     tokenizer: Any | None = None,
     config: CompressionConfig | None = None,
+    planner: Planner | None = None,
 ) -> Iterator[nn.Module]:
     """Make ``generate`` and ``forward`` of a model work on compressed images.
 
@@ -48,6 +50,8 @@ def compressing(
         tokenizer: tells which tokens are meaningless when the method needs it and the decoder does not know;
             None loads the tokenizer of the checkpoint.
         config: all options at once, instead of `method` and the options above.
+        planner: gets the ``EncodedImages`` of a batch and returns the ``RunLengthPlan`` to use in place of the
+            run-length rule; pooling and positions stay those of the options, ``none`` stays off.
 
     Yields:
         The same model, whose ``last_compression`` holds the report of the last call.
@@ -60,7 +64,7 @@ def compressing(
     if config is None and isinstance(method, str) and not method.startswith(PAPER_PREFIX):
         config = CompressionConfig(method, pooling, position_policy, wrap_rows)
     config = CompressionConfig.from_any(method if config is None else config)
-    override = CompressionOverride(config, _usable_decoder(inner, decoder, tokenizer, config))
+    override = CompressionOverride(config, _usable_decoder(inner, decoder, tokenizer, config), planner)
 
     stock_class: Any = type(inner)
     saved = {name: inner.__dict__.get(name) for name in STATE_ATTRIBUTES}

@@ -1,5 +1,6 @@
 """Compress the connector output of one batch and remember what was done to it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -14,6 +15,50 @@ from .visual_decoder import VisualDecoder
 
 
 @dataclass
+class EncodedImages:
+    """The encoded images of one batch with their prompts: what a planner decides from.
+
+    Attributes:
+        model: the model.
+        output: what ``get_image_features`` returned.
+        features: (N, d), the connector output, blocks one after the other in raster order.
+        grids: (n_blocks, 2) long on the CPU, height and width of every feature block (image or tile).
+        image_index: (n_blocks,) long on the CPU, image of every block, counted over the batch.
+        inputs: the model inputs: pixels, grids, ``input_ids``, ``attention_mask`` and the like.
+        config: compression options.
+        decoder: reads the features.
+    """
+
+    model: nn.Module
+    output: Any
+    features: torch.Tensor
+    grids: torch.Tensor
+    image_index: torch.Tensor
+    inputs: dict[str, Any]
+    config: CompressionConfig
+    decoder: VisualDecoder
+
+    def readings(self) -> torch.Tensor:
+        """Return (N, k) long: what the decoder reads in every cell, as many readings as the method needs."""
+        weight = family_of(self.model).unembedding(self.model).weight
+        return self.decoder.top_k(self.features, self.config.top_k, weight)
+
+    def run_lengths(self, ids: torch.Tensor) -> RunLengthPlan:
+        """Return the plan of the run-length rule for readings (N, k) long."""
+        tables = {}
+        if self.config.needs_token_tables:
+            tables = {
+                "meaningless": self.decoder.meaningless.to(ids.device),
+                "text_class": self.decoder.text_class.to(ids.device),
+            }
+        return run_length_plan(ids, self.grids, self.config, **tables)
+
+
+# Decides which cells stay together and which are dropped, in place of the run-length rule.
+Planner = Callable[[EncodedImages], RunLengthPlan]
+
+
+@dataclass
 class ImageCompression:
     """What happened to one image.
 
@@ -21,7 +66,7 @@ class ImageCompression:
         row: row of the batch that holds the image, -1 if unknown.
         visual_tokens: tokens before, N.
         kept_tokens: tokens after, M.
-        ids: (N, k) long, readings of every cell.
+        ids: (N, k) long, readings of every cell; (N, 0) if a planner decided without them.
         grids: (blocks, 2) long, height and width of the image's blocks (one, or one per tile).
         plan: the plan of this image alone.
     """
@@ -45,7 +90,7 @@ class CompressionReport:
 
     Attributes:
         config: the options used.
-        ids: (N, k) long, readings of every cell of the batch.
+        ids: (N, k) long, readings of every cell of the batch; (N, 0) if a planner decided without them.
         grids: (n_blocks, 2) long on the CPU.
         image_index: (n_blocks,) long on the CPU, image of every block, counted over the batch.
         row_index: (n_blocks,) long on the CPU, batch row of every block.
@@ -105,9 +150,10 @@ def compress_image_output(
     model: nn.Module,
     output: Any,
     image_inputs: dict[str, Any],
-    input_ids: torch.Tensor,
+    prompt: dict[str, Any],
     config: CompressionConfig,
     decoder: VisualDecoder,
+    planner: Planner | None = None,
 ) -> tuple[Any, CompressionReport]:
     """Read, plan and pool the output of ``get_image_features``.
 
@@ -115,26 +161,31 @@ def compress_image_output(
         model: the model.
         output: what ``model.model.get_image_features(..., return_dict=True)`` returned; left untouched.
         image_inputs: what it was given.
-        input_ids: (B, L) long, the original prompt.
+        prompt: the other model inputs, with the original ``input_ids`` (B, L) long.
         config: compression options.
         decoder: reads the features.
+        planner: decides in place of the run-length rule.
 
     Returns:
         An output of the same type with pooled features (and deepstack features pooled alike), and the report.
 
     Raises:
-        ValueError: if images and prompt do not belong together, or a table the method needs is absent.
+        ValueError: if images and prompt do not belong together, a table the method needs is absent, or a planner's
+            plan does not fit the images.
     """
-    family = family_of(model)
+    family, input_ids = family_of(model), prompt["input_ids"]
     features = flatten_features(output.pooler_output)
     grids = family.feature_blocks(model, image_inputs, output.pooler_output)
     rows = _row_of_block(input_ids, family.image_token_id(model.config), grids, len(features))
-    ids = decoder.top_k(features, config.top_k, family.unembedding(model).weight)
-    tables = {}
-    if config.needs_token_tables:
-        tables = {"meaningless": decoder.meaningless.to(ids.device), "text_class": decoder.text_class.to(ids.device)}
-    plan = run_length_plan(ids, grids, config, **tables)
     image_index = family.image_of_block(model, image_inputs, grids, input_ids)
+    inputs = {**prompt, **image_inputs}
+    images = EncodedImages(model, output, features, grids, image_index, inputs, config, decoder)
+    if planner is None:
+        ids = images.readings()
+        plan = images.run_lengths(ids)
+    else:
+        ids = torch.zeros(len(features), 0, dtype=torch.long, device=features.device)
+        plan = _checked_plan(planner(images), images)
     report = CompressionReport(config, ids, grids, image_index, rows, plan)
     if plan.is_identity:
         return feature_output(output, lambda value: value), report
@@ -182,3 +233,21 @@ def _row_of_block(input_ids: torch.Tensor, image_token_id: int, grids: torch.Ten
         )
     sizes = grids.prod(-1)
     return torch.searchsorted(per_row.cumsum(0), sizes.cumsum(0) - sizes, right=True)
+
+
+def _checked_plan(plan: RunLengthPlan, images: EncodedImages) -> RunLengthPlan:
+    """Return a planner's plan, if every token of it stands for cells of one block, at one of them, in their order."""
+    cells, kept = len(images.features), plan.num_kept
+    if plan.segment.shape != (cells,) or plan.run.shape != (cells,):
+        raise ValueError(f"the planner's segment {tuple(plan.segment.shape)} and run must cover {cells} cells")
+    sizes = images.grids.prod(-1).to(plan.anchor.device)
+    block = torch.repeat_interleave(torch.arange(len(sizes), device=sizes.device), sizes)
+    per_block = torch.bincount(block[plan.anchor], minlength=len(sizes))
+    if not torch.equal(per_block, plan.kept_per_block) or bool((plan.anchor.diff() <= 0).any()):
+        raise ValueError("the planner's anchors must ascend and lie in the blocks that kept_per_block says")
+    own = plan.segment[plan.anchor] == torch.arange(kept, device=plan.anchor.device)
+    stays = plan.segment >= 0
+    same_block = block[plan.anchor[plan.segment[stays]]] == block[stays]
+    if not bool(own.all()) or not bool(same_block.all()):
+        raise ValueError("the planner's tokens must each stand at one of their own cells and within one block")
+    return plan

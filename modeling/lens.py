@@ -95,7 +95,7 @@ def read_visual_tokens(
     if depth is None:
         states = flatten_features(output.pooler_output)
     else:
-        states = _hidden_states(model, inputs, output, depth)
+        states = encoded_image_states(model, inputs, output, depth)
         if final_norm:
             states = family.final_norm(model)(states)
     unembedding = family.unembedding(model)
@@ -149,7 +149,7 @@ def image_features_and_states(
     """
     model = unwrapped(model)
     output, grids, _ = _encode(model, inputs)
-    return flatten_features(output.pooler_output), _hidden_states(model, inputs, output, depth), grids
+    return flatten_features(output.pooler_output), encoded_image_states(model, inputs, output, depth), grids
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -169,7 +169,15 @@ def _encode(model: nn.Module, inputs: Any) -> tuple[Any, torch.Tensor, torch.Ten
     return output, grids, image_index
 
 
-def _hidden_states(model: nn.Module, inputs: Any, output: Any, depth: int) -> torch.Tensor:
+def encoded_image_states(model: nn.Module, inputs: Any, output: Any, depth: int) -> torch.Tensor:
+    """Return what ``image_hidden_states`` does, for images that are encoded already.
+
+    Args:
+        model: the transformers model, without a PEFT wrapper.
+        inputs: its inputs, pixels included.
+        output: what ``get_image_features`` returned for them.
+        depth: blocks executed, 0..L.
+    """
     family = family_of(model)
     blocks = family.llm_blocks(model)
     if not 0 <= depth <= len(blocks):
