@@ -66,8 +66,8 @@ class ResumableRows:
             pq.write_table(table.replace_schema_metadata(metadata), file, compression="zstd")
 
     def read(self, unit: str) -> pa.Table:
-        """Rows of one finished unit."""
-        return pq.read_table(self.path(unit)).replace_schema_metadata(None)
+        """Rows of one finished unit, with the metadata they were written with and its name as ``unit``."""
+        return pq.read_table(self.path(unit))
 
     def table(self, units: Sequence[str] | None = None, columns: list[str] | None = None) -> pa.Table:
         """All rows of the run, or those of some units.
