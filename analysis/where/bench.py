@@ -158,16 +158,18 @@ class Bench:
 
         if question not in QUESTIONS:
             raise ValueError(f"question={question!r}; accepted are {', '.join(QUESTIONS)}.")
-        asked = [getattr(item, question) for item in items]
-        scores = option_log_likelihoods(
-            self.model,
-            self.processor,
-            [[item.image()] for item in items],
-            [each.text for each in asked],
-            [list(each.options) for each in asked],
-            batch_size=self.batch_size,
-        )
-        return np.stack(scores).astype(np.float64)
+        scores: list[np.ndarray] = []
+        for batch in self.batches(items):
+            asked = [getattr(item, question) for item in batch]
+            scores += option_log_likelihoods(
+                self.model,
+                self.processor,
+                [[item.image()] for item in batch],
+                [each.text for each in asked],
+                [list(each.options) for each in asked],
+                batch_size=self.batch_size,
+            )
+        return np.stack(scores)
 
     def settings(self) -> dict[str, Any]:
         """What identifies rows made on this bench."""

@@ -89,6 +89,11 @@ class ReportTable:
     rows: list[tuple[Any, ...]] = field(default_factory=list)
     note: str = ""
 
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        rows = [[cell.to_dict() if isinstance(cell, Estimate) else cell for cell in row] for row in self.rows]
+        return {"title": self.title, "columns": list(self.columns), "rows": rows, "note": self.note}
+
 
 class Experiment(ABC):
     """One experiment. It holds its options only; all results are in the rows that it writes.

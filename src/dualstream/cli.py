@@ -41,6 +41,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "dualstream.data_builders.spatial_sft.command",
         "conversations about where things are, from scenes or GQA, to fine-tune on",
     ),
+    "analyze where": (
+        "dualstream.analysis.where.command",
+        "how the model knows where things are: geometry, interventions and ablations, with controls",
+    ),
 }
 # first word of two-word commands -> help
 GROUPS: dict[str, str] = {
