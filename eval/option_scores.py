@@ -16,17 +16,18 @@ import torch
 from scipy.special import softmax
 
 from dualstream.modeling import CompressionConfig, VisualCompressionMixin, compressing
-from dualstream.modeling.families import family_of
 from dualstream.modeling.lens import unwrapped
 from dualstream.modeling.prompt_session import session_of
 
+from .arms import Arm, parse_arm
 from .chat_inputs import Conversation, answer_tokens, chat_batch, chat_prompt, user_turn
+from .prompt_costs import PromptTokens, prompt_tokens
 
 if TYPE_CHECKING:
     from PIL.Image import Image
     from transformers import PreTrainedModel, ProcessorMixin
 
-Compression = Any  # an Arm, a CompressionConfig or a dict of its options, the text of an arm, None
+Compression = Arm | CompressionConfig | dict[str, Any] | str | None
 
 
 @dataclass(frozen=True)
@@ -38,18 +39,14 @@ class OptionScores:
         first_token: (options,) float64, log p of the first token alone.
         greedy: (options,) bool, whether greedy decoding would start with exactly these tokens.
         num_tokens: (options,) int64, tokens of each option.
-        visual_tokens: image tokens of the prompt before compression.
-        kept_tokens: image tokens that reached the language model.
-        prompt_tokens: all tokens of the prompt that reached the language model, without padding.
+        prompt: tokens of the prompt.
     """
 
     log_likelihoods: np.ndarray
     first_token: np.ndarray
     greedy: np.ndarray
     num_tokens: np.ndarray
-    visual_tokens: int
-    kept_tokens: int
-    prompt_tokens: int
+    prompt: PromptTokens
 
 
 def option_log_likelihoods(
@@ -89,8 +86,8 @@ def option_log_likelihoods(
     with compression_context(model, processor, compression):
         for start in range(0, len(prompts), batch_size):
             part = slice(start, start + batch_size)
-            scores = score_options(model, processor, conversations[part], images[part], options[part])
-            found += [score.log_likelihoods for score in scores]
+            batch = prepare_options(processor, conversations[part], images[part], options[part])
+            found += [score.log_likelihoods for score in score_options(model, batch)]
     return found
 
 
@@ -113,8 +110,6 @@ def compression_context(
 
     Without compression a stock model is left exactly as it is.
     """
-    from .arms import Arm, parse_arm
-
     arm: Any = parse_arm(compression) if isinstance(compression, str) else compression
     if not isinstance(arm, Arm):
         arm = CompressionConfig.from_any(arm)
@@ -126,25 +121,32 @@ def compression_context(
     return compressing(model, config=arm, tokenizer=processor.tokenizer)
 
 
-@torch.no_grad()
-def score_options(
-    model: PreTrainedModel,
+@dataclass(frozen=True)
+class OptionBatch:
+    """Prompts and options as the model takes them.
+
+    Attributes:
+        inputs: model inputs of B prompts, left-padded.
+        tokens: per row and option its token ids.
+    """
+
+    inputs: Any
+    tokens: list[list[list[int]]]
+
+
+def prepare_options(
     processor: ProcessorMixin,
     conversations: Sequence[Conversation],
     images: Sequence[Sequence[Image]],
     options: Sequence[Sequence[str]],
-) -> list[OptionScores]:
-    """Score the options of one batch of conversations, under whatever compression is switched on.
+) -> OptionBatch:
+    """Tokenise conversations and options and prepare the images.
 
     Args:
-        model: a supported VLM.
-        processor: its processor.
+        processor: a VLM processor.
         conversations: B conversations that end with a user's turn.
         images: the RGB images of each, in the order of their placeholders.
         options: the answers to score, one or more for each.
-
-    Returns:
-        B scores.
 
     Raises:
         ValueError: a row has no option, or an option is empty.
@@ -157,15 +159,29 @@ def score_options(
         [answer_tokens(processor, conversation, prompt, option) for option in given]
         for conversation, prompt, given in zip(conversations, prompts, options, strict=True)
     ]
-    prefill = _Prefill(model, chat_batch(processor, prompts, images).to(model.device))
+    return OptionBatch(chat_batch(processor, prompts, images), tokens)
+
+
+@torch.no_grad()
+def score_options(model: PreTrainedModel, batch: OptionBatch) -> list[OptionScores]:
+    """Score the options of one batch, under whatever compression is switched on.
+
+    Args:
+        model: a supported VLM.
+        batch: of ``prepare_options``.
+
+    Returns:
+        Scores, one per row.
+    """
+    prefill = _Prefill(model, batch.inputs.to(model.device))
     columns = [
-        prefill.score([row[number] if number < len(row) else [] for row in tokens])
-        for number in range(max(map(len, tokens), default=0))
+        prefill.score([row[number] if number < len(row) else [] for row in batch.tokens])
+        for number in range(max(map(len, batch.tokens), default=0))
     ]
     scores = []
-    for row, (given, counts) in enumerate(zip(tokens, prefill.token_counts(), strict=True)):
+    for row, (given, prompt) in enumerate(zip(batch.tokens, prefill.prompt_tokens(), strict=True)):
         total, first, greedy, length = zip(*(column[row] for column in columns[: len(given)]), strict=True)
-        scores.append(OptionScores(np.array(total), np.array(first), np.array(greedy), np.array(length), *counts))
+        scores.append(OptionScores(np.array(total), np.array(first), np.array(greedy), np.array(length), prompt))
     return scores
 
 
@@ -184,16 +200,9 @@ class _Prefill:
         self.positions = positions if session is None else session.position_ids
         self.report = None if session is None else inner.last_compression
 
-    def token_counts(self) -> list[tuple[int, int, int]]:
-        """(visual, kept, all) tokens of every prompt."""
-        inner: Any = unwrapped(self.model)
-        visual = (self.inputs["input_ids"] == family_of(inner).image_token_id(inner.config)).sum(1).tolist()
-        kept = list(visual)
-        if self.report is not None:
-            kept = [0] * len(visual)
-            for image in self.report.images:
-                kept[image.row] += image.kept_tokens
-        return list(zip(visual, kept, self.mask.sum(1).tolist(), strict=True))
+    def prompt_tokens(self) -> list[PromptTokens]:
+        """Tokens of every prompt."""
+        return prompt_tokens(self.model, self.inputs, self.report)
 
     def score(self, tokens: list[list[int]]) -> list[tuple[float, float, bool, int]]:
         """Score one continuation per row.

@@ -13,6 +13,7 @@ from dualstream.eval.option_scores import (
     compression_context,
     option_log_likelihoods,
     option_probabilities,
+    prepare_options,
     score_options,
 )
 from dualstream.modeling import CompressionConfig, VisualDecoder, load_model
@@ -121,18 +122,17 @@ def test_counts_and_the_greedy_option(stock):
     new = model.generate(**inputs, max_new_tokens=2, do_sample=False)[0, length:]
     answer = processor.tokenizer.decode(new)
     conversations = [user_turn(prompt, len(images)) for prompt, images in zip(PROMPTS, IMAGES, strict=True)]
-    (score, text_only, two, _) = score_options(
-        model, processor, conversations, IMAGES, [[answer, "word31"], *OPTIONS[1:]]
-    )
+    options = [[answer, "word31"], *OPTIONS[1:]]
+    score, text_only, two, _ = score_options(model, prepare_options(processor, conversations, IMAGES, options))
     assert tokens_of(processor, answer) == new.tolist()
     assert score.greedy.tolist() == [True, False]
     assert score.num_tokens.tolist()[1:] == [1] and text_only.num_tokens.tolist() == [2]
-    assert score.prompt_tokens == length and score.kept_tokens == score.visual_tokens > 0
-    assert text_only.visual_tokens == text_only.kept_tokens == 0
-    assert two.visual_tokens > 0 and two.first_token.tolist() == two.log_likelihoods.tolist()
+    assert score.prompt.total == length and score.prompt.kept == score.prompt.visual > 0
+    assert text_only.prompt.visual == text_only.prompt.kept == 0
+    assert two.prompt.visual > 0 and two.first_token.tolist() == two.log_likelihoods.tolist()
     with compression_context(model, processor, "rle"):
-        (after,) = score_options(model, processor, conversations[:1], IMAGES[:1], [["word31"]])
-    assert after.prompt_tokens == length - (after.visual_tokens - after.kept_tokens)
+        (after,) = score_options(model, prepare_options(processor, conversations[:1], IMAGES[:1], [["word31"]]))
+    assert after.prompt.total == length - (after.prompt.visual - after.prompt.kept)
 
 
 def test_a_stock_model_is_left_alone_without_compression(stock):
