@@ -1,6 +1,6 @@
 """Arms of a benchmark: what happens to the visual tokens, written as one word, e.g. ``rle`` or ``random@rle``.
 
-An arm is ``NAME[@BUDGET][:OPTION=VALUE]...``:
+An arm is ``NAME[@BUDGET][:OPTION=VALUE]...[+ROPE]``:
 
 * ``none``, ``rle``, ``rle_drop_top1``, ``rle_drop_top2`` are the methods of ``CompressionConfig``, whose fields are
   the options; ``paper:rle`` is the published behaviour.
@@ -9,17 +9,20 @@ An arm is ``NAME[@BUDGET][:OPTION=VALUE]...``:
   ``random``.
 * ``pool2x2`` (up to 9x9) averages windows. Option: ``position_policy``.
 * ``llm_map`` merges by the language model's own reading. Options: ``depth`` and the fields of ``CompressionConfig``.
+
+``+ROPE`` scales the vision tower's rotary frequencies, e.g. ``none+poly:99:8`` or ``rle+sigmoid``.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import re
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-from dualstream.modeling import METHODS, CompressionConfig, Planner, compressing
+from dualstream.modeling import METHODS, CompressionConfig, Planner, RopeScaling, compressing, rope_scaled
 
 from .baselines import RULES, own_map_planner, planner, pooled_windows
 
@@ -27,9 +30,9 @@ OWN_MAP, PAPER, NONE = "llm_map", "paper", "none"
 BASELINE_OPTIONS = ("position_policy",)
 ACCEPTED = (
     f"{', '.join(METHODS)}, {PAPER}:METHOD, {', '.join(f'{name}@METHOD or {name}@SHARE' for name in RULES)}, pool2x2, "
-    f"{OWN_MAP}; options follow as :NAME=VALUE"
+    f"{OWN_MAP}; options follow as :NAME=VALUE, a scaling of the vision tower's RoPE as +TYPE:NUMBER..."
 )
-_SHAPE = re.compile(r"(?P<name>paper:\w+|\w+)(?:@(?P<budget>[\w.]+))?(?P<options>(?::\w+=[\w.+-]+)*)")
+_SHAPE = re.compile(r"(?P<name>paper:\w+|\w+)(?:@(?P<budget>[\w.]+))?(?P<options>(?::\w+=[\w.-]+)*)")
 
 
 @dataclass(frozen=True)
@@ -40,13 +43,13 @@ class Arm:
         text: as it was written; names the arm in files and tables.
         config: the compression, or the method that a budget is taken from and where kept tokens stand.
         planner: decides in place of the compression's own rule.
-        budget: what a baseline takes its number of tokens from, "" if nothing.
+        rope: scaling of the vision tower's rotary frequencies; None: the model's own.
     """
 
     text: str
     config: CompressionConfig
     planner: Planner | None = None
-    budget: str = ""
+    rope: RopeScaling | None = None
 
     def __str__(self) -> str:
         """Return the arm as it was written."""
@@ -54,20 +57,26 @@ class Arm:
 
     @property
     def is_off(self) -> bool:
-        """Whether all visual tokens are kept."""
-        return self.config.method == NONE
+        """Whether the model is left as it is."""
+        return self.config.method == NONE and self.rope is None
 
-    def applied(self, model: Any, processor: Any, decoder: Any = None) -> AbstractContextManager[Any]:
+    @contextmanager
+    def applied(self, model: Any, processor: Any, decoder: Any = None) -> Iterator[Any]:
         """Context in which the model works on what this arm leaves of its images.
 
         Args:
             model: a supported model.
             processor: its processor, whose tokenizer says which tokens mean nothing.
             decoder: reads the pictures; None: the model's own.
+
+        Raises:
+            ValueError: the model has no rotary tower that could be scaled, or the decoder is of another model.
         """
-        return compressing(
+        compression = compressing(
             model, decoder=decoder, tokenizer=processor.tokenizer, config=self.config, planner=self.planner
         )
+        with compression, nullcontext() if self.rope is None else rope_scaled(model, self.rope):
+            yield model
 
 
 def parse_arm(text: str) -> Arm:
@@ -79,9 +88,28 @@ def parse_arm(text: str) -> Arm:
     Raises:
         ValueError: naming what is not understood and what is accepted.
     """
-    found = _SHAPE.fullmatch(text)
-    if found is None:
+    before, plus, rope = text.partition("+")
+    found = _SHAPE.fullmatch(before)
+    if found is None or bool(plus) != bool(rope):
         raise ValueError(f"arm {text!r} is not understood; accepted are {ACCEPTED}")
+    arm = _compression(text, found)
+    return dataclasses.replace(arm, rope=RopeScaling.from_any(rope)) if rope else arm
+
+
+def parse_arms(text: str) -> list[Arm]:
+    """Read arms with commas between them, ``none`` first: all others are compared with it.
+
+    Raises:
+        ValueError: an arm is not understood or named twice, or there is none.
+    """
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"arms {text!r} must name one arm or more, each once")
+    return [parse_arm(name) for name in dict.fromkeys([NONE, *names])]
+
+
+def _compression(text: str, found: re.Match[str]) -> Arm:
+    """The arm without its RoPE."""
     name, budget = found["name"], found["budget"]
     options = dict(option.split("=", 1) for option in found["options"].split(":")[1:])
     if name not in RULES and budget is not None:
@@ -103,18 +131,6 @@ def parse_arm(text: str) -> Arm:
     return Arm(text, _method(text, name, options))
 
 
-def parse_arms(text: str) -> list[Arm]:
-    """Read arms with commas between them, ``none`` first: all others are compared with it.
-
-    Raises:
-        ValueError: an arm is not understood or named twice, or there is none.
-    """
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    if not names or len(set(names)) < len(names):
-        raise ValueError(f"arms {text!r} must name one arm or more, each once")
-    return [parse_arm(name) for name in dict.fromkeys([NONE, *names])]
-
-
 def _method(text: str, name: str, options: dict[str, str]) -> CompressionConfig:
     method = name.removeprefix(f"{PAPER}:")
     if method not in METHODS or (method == NONE and (options or name != NONE)):
@@ -130,7 +146,7 @@ def _budgeted(text: str, name: str, budget: str | None, options: dict[str, str])
     else:
         method, ratio = "rle", _share(text, budget)
     config = _config(text, options, method, BASELINE_OPTIONS + ("seed",) * (name == "random"))
-    return Arm(text, config, planner(RULES[name], ratio, config.seed), budget or "")
+    return Arm(text, config, planner(RULES[name], ratio, config.seed))
 
 
 def _share(text: str, budget: str | None) -> float:

@@ -8,7 +8,7 @@ import torch
 
 from dualstream.eval.arms import parse_arm, parse_arms
 from dualstream.eval.baselines import RULES, grouped_plan
-from dualstream.modeling import FAMILIES, CompressionConfig, compressing, run_length_plan
+from dualstream.modeling import FAMILIES, CompressionConfig, RopeScaling, compressing, rope_scaled, run_length_plan
 from dualstream.modeling.lens import image_hidden_states
 from dualstream.modeling.vocabulary_scores import top_k_tokens
 
@@ -39,6 +39,9 @@ def test_words_become_configurations():
     assert parse_arm("paper:rle:seed=4").config == dataclasses.replace(CompressionConfig.paper("rle"), seed=4)
     assert parse_arm("random@rle_drop_top2").config.method == "rle_drop_top2"
     assert parse_arm("llm_map:method=rle_drop_top1").config.method == "rle_drop_top1"
+    assert parse_arm("rle+poly:49:8:h").rope == RopeScaling.from_any("poly:49:8:h")
+    assert parse_arm("rle+poly:49:8:h").config == CompressionConfig("rle")
+    assert not parse_arm("none+sigmoid").is_off
     assert [arm.text for arm in parse_arms("rle, none,random@0.5")] == ["none", "rle", "random@0.5"]
 
 
@@ -62,6 +65,8 @@ def test_words_become_configurations():
         ("pool2x3", "is unknown"),
         ("llm_map:depth=deep", "must be a number"),
         ("llm_map:method=none", "method must be one of"),
+        ("rle+", "not understood"),
+        ("rle+cubic:3", "cubic"),
     ],
 )
 def test_what_is_not_understood_is_named(text, message):
@@ -206,6 +211,25 @@ def test_a_compression_named_in_the_call_wins(tiny_model, coarse_decoder):
     with compressing(tiny.model, "rle", coarse_decoder) as model:
         model.generate(**inputs, **STEPS)
         assert torch.equal(model.last_compression.plan.segment, by_name.plan.segment)
+
+
+def test_an_arm_can_scale_the_rotary_tower_too(tiny_model, coarse_decoder):
+    tiny = tiny_model("qwen2_vl")
+    inputs = tiny.inputs(ROWS)
+    stock = tiny.model(**inputs).logits
+    with torch.no_grad(), parse_arm("none+poly:99:1").applied(tiny.model, Processor, coarse_decoder) as model:
+        scaled = model(**inputs).logits
+    with torch.no_grad(), rope_scaled(tiny.model, "poly:99:1"):
+        assert torch.equal(tiny.model(**inputs).logits, scaled)
+    assert not torch.allclose(scaled, stock, atol=1e-3)
+    assert torch.equal(tiny.model(**inputs).logits, stock)
+    without = tiny_model("llava").model
+    with (
+        pytest.raises(ValueError, match="rotary"),
+        parse_arm("rle+poly:99:8").applied(without, Processor, coarse_decoder),
+    ):
+        pass
+    assert type(without).__mro__[0].__name__ == "LlavaForConditionalGeneration"
 
 
 @pytest.mark.parametrize(
