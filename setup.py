@@ -40,7 +40,7 @@ REQUIRED = [
 ]
 TRAIN = ["accelerate>=1.15", "trl>=1.16", "peft>=0.21", "matplotlib>=3.9"]
 EVALUATE = "evaluate>=0.4.6"
-EVAL = ["lmms-eval>=0.7.3", "decord>=0.6", EVALUATE]
+EVAL = ["lmms-eval>=0.7.3", EVALUATE]
 SPACE = ["gradio>=6.31"]
 DEV = [
     "pytest>=8",
@@ -50,7 +50,7 @@ DEV = [
     "mypy>=1.14",
     "build>=1.2",
     "setuptools>=77",
-    EVALUATE,
+    *EVAL,
     *TRAIN,
 ]
 
@@ -76,7 +76,10 @@ setup(
     },
     install_requires=REQUIRED,
     extras_require={"train": TRAIN, "eval": EVAL, "space": SPACE, "dev": DEV},
-    entry_points={"console_scripts": ["dualstream = dualstream.cli:main"]},
+    entry_points={
+        "console_scripts": ["dualstream = dualstream.cli:main"],
+        "lmms_eval.models": ["dualstream = dualstream.eval.lmms_model:manifests"],
+    },
     classifiers=[
         "Programming Language :: Python :: 3.11",
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
