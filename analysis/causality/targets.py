@@ -146,11 +146,34 @@ def read_questions(path: str | Path) -> dict[str, str]:
     return found
 
 
+def read_synonyms(path: str | Path) -> dict[str, tuple[str, ...]]:
+    """Read synonyms: one class per line, its names separated by commas, the class first.
+
+    Raises:
+        ValueError: the file cannot be read or is empty.
+    """
+    path = Path(path).expanduser()
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"synonyms={path.name!r} cannot be read: {type(error).__name__}.") from None
+    names = [[" ".join(name.lower().split()) for name in line.split(",") if name.strip()] for line in lines]
+    found = {words[0]: tuple(dict.fromkeys(words[1:])) for words in names if words}
+    if not found:
+        raise ValueError(f"synonyms={path.name!r} holds no class.")
+    return found
+
+
 def question_for(image: str, questions: Mapping[str, str] | None) -> str | None:
     """The question of a picture, found by its name, its stem, or the number its stem ends with."""
     stem = Path(image).stem
     number = stem.rsplit("_", 1)[-1].lstrip("0")
     return next((questions[key] for key in (image, stem, number) if key in questions), None) if questions else None
+
+
+def data_label(source: str | Path) -> str:
+    """A source of pictures as results name it: files and folders without the folders they are in."""
+    return ":".join(Path(part).name or part for part in str(source).split(":"))
 
 
 def area_of(item: AnnotatedObject) -> float:

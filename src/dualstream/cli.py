@@ -28,7 +28,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "read": ("dualstream.analysis.read", "read one image as a grid of words"),
     "ask": ("dualstream.analysis.ask", "ask about one image, with all and with fewer visual tokens"),
     "doctor": ("dualstream.analysis.doctor", "check the environment and what works for a checkpoint"),
-    "evaluate": ("dualstream.eval.scene_questions", "accuracy on held-out scene questions, full against compressed"),
+    "quiz": ("dualstream.eval.scene_questions", "quick check on held-out scene questions, full against compressed"),
+    "eval": ("dualstream.eval.suites.command", "benchmarks through lmms-eval, arm against arm on the same samples"),
     "decoders": ("dualstream.eval.decoder_table", "compare visual decoders: cost, agreement, answers"),
     "train distill": ("dualstream.train.distill", "teach a visual decoder what the language model reads"),
     "train sft": ("dualstream.train.sft", "fine-tune a model on conversations with pictures, by TRL"),
@@ -40,6 +41,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "build spatial-sft": (
         "dualstream.data_builders.spatial_sft.command",
         "conversations about where things are, from scenes or GQA, to fine-tune on",
+    ),
+    "analyze lens": (
+        "dualstream.analysis.causality.lens",
+        "how often an object's cells read as its class, at which depth, with controls",
     ),
     "analyze where": (
         "dualstream.analysis.where.command",
@@ -71,11 +76,12 @@ class Result:
     ok: bool = field(default=True)
 
 
-def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of every command that runs a model."""
+def add_model_arguments(parser: argparse.ArgumentParser, several: bool = False) -> None:
+    """Add the arguments of every command that runs a model, or several one after the other."""
     parser.add_argument(
         "--model",
-        default="tiny-llava",
+        default=["tiny-llava"] if several else "tiny-llava",
+        nargs="+" if several else None,
         metavar="NAME",
         help="an embedded model (tiny-llava, tiny-qwen2-vl), a Hub id or a local folder (default: %(default)s)",
     )
