@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> Result:
 
 def _from_scenes(args: argparse.Namespace) -> tuple[dict[str, dict[str, int]], dict[str, Any]]:
     from .rows import NON_SPATIAL_FEATURES, WHATS_UP_FEATURES, non_spatial_row, split_range, whats_up_rows
-    from .shards import ShardFolder
+    from dualstream.data_builders.shard_folder import ShardFolder
 
     sizes = {split: getattr(args, split) for split in SPLITS}
     settings = {"source": "scenes", **sizes, "size": args.size, "form": args.form}
@@ -95,7 +95,7 @@ def _from_gqa(args: argparse.Namespace) -> tuple[dict[str, dict[str, int]], dict
     from .gqa import INSTRUCTION, GqaFolder, gqa_rows, select
     from .held_out import HeldOut, images_under, read_ids
     from .rows import GQA_FEATURES
-    from .shards import ShardFolder
+    from dualstream.data_builders.shard_folder import ShardFolder
 
     if args.gqa is None:
         raise ValueError("--source gqa needs --gqa DIR, the folder with questions/ and images/.")
