@@ -1,4 +1,4 @@
-"""``dualstream evaluate``: accuracy on held-out scene questions, all visual tokens against every compression.
+"""``dualstream quiz``: accuracy on held-out scene questions, all visual tokens against every compression.
 
 Each question belongs to a scene of its own, so questions are independent units and arms are compared pairwise on the
 same ones. The control answers every question from the next scene's picture: what it scores needs no picture at all.

@@ -38,6 +38,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "does scaling the vision tower's RoPE help with where things are, with controls",
     ),
     "build token-maps": ("dualstream.data_builders.token_maps.command", "read pictures as text, into a dataset"),
+    "build whatsup-bboxes": (
+        "dualstream.data_builders.whatsup_boxes.command",
+        "What's Up pictures with the boxes of their objects, checked, as a dataset",
+    ),
     "build spatial-sft": (
         "dualstream.data_builders.spatial_sft.command",
         "conversations about where things are, from scenes or GQA, to fine-tune on",

@@ -116,9 +116,9 @@ def test_a_saved_scaling_is_used_and_named(tmp_path, capsys):
         assert saved[name] == given[name]
 
 
-def test_evaluate_scales_and_writes_it_down(tmp_path, capsys):
+def test_quiz_scales_and_writes_it_down(tmp_path, capsys):
     options = ("-n", "6", "--methods", "rle", "--image-size", "64", "--out", tmp_path)
-    result = run_json(capsys, "evaluate", "--model", "tiny-qwen2-vl", "--rope-scaling", "poly:49:8:h", *options)
+    result = run_json(capsys, "quiz", "--model", "tiny-qwen2-vl", "--rope-scaling", "poly:49:8:h", *options)
     stored = json.loads((tmp_path / "summary.json").read_text(encoding="utf-8"))
     for manifest in (result["manifest"], stored["manifest"]):
         assert manifest["rope_scaling"] == {"type": "poly", "axes": "h", "alpha": 49, "p": 8}
@@ -142,7 +142,7 @@ def test_evaluate_scales_and_writes_it_down(tmp_path, capsys):
         (("read", "{good}", "--model", "tiny-qwen2-vl", "--rope-scaling", "cubic"), "known are poly, sigmoid"),
         (("ask", "{good}", "Why?", "--model", "tiny-qwen2-vl", "--rope-scaling", "poly:x"), "alpha='x'"),
         (("demo", "--scenes", "0"), "--scenes"),
-        (("evaluate", "--questions", "0"), "questions must be at least 1"),
+        (("quiz", "--questions", "0"), "questions must be at least 1"),
     ],
 )
 def test_bad_input_is_explained(tmp_path, capsys, arguments, words):
