@@ -45,6 +45,8 @@ class AnnotatedObject:
         attributes: words for what it is like.
         is_crowd: whether the annotation stands for many objects at once.
         read_mask: gives the mask, or None where there is none.
+        polygons: outlines x, y, x, y, ... in pixels, as the annotation file states them; empty where it states none.
+        area: square pixels, as the annotation file states them; None where nobody does.
     """
 
     name: str
@@ -52,6 +54,8 @@ class AnnotatedObject:
     attributes: tuple[str, ...] = ()
     is_crowd: bool = False
     read_mask: Callable[[], np.ndarray] | None = field(default=None, repr=False, compare=False)
+    polygons: tuple[tuple[float, ...], ...] = ()
+    area: float | None = None
 
     @property
     def mask(self) -> np.ndarray | None:

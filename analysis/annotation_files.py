@@ -144,7 +144,11 @@ def _coco_object(row: dict[str, Any], name: str, size: tuple[int, int], where: s
     if isinstance(shape, list) and not all(isinstance(p, list) and len(p) >= 6 and len(p) % 2 == 0 for p in shape):
         raise ValueError(f"{where}: a polygon needs at least three points x, y.")
     mask = partial(decode_segmentation, shape, size) if shape else None
-    return None if box is None else AnnotatedObject(name, box, (), bool(row.get("iscrowd", 0)), mask)
+    if box is None:
+        return None
+    polygons = tuple(tuple(map(float, part)) for part in shape) if isinstance(shape, list) else ()
+    area = float(row["area"]) if isinstance(row.get("area"), int | float) else None
+    return AnnotatedObject(name, box, (), bool(row.get("iscrowd", 0)), mask, polygons, area)
 
 
 def decode_segmentation(shape: Any, size: tuple[int, int]) -> np.ndarray:
