@@ -36,9 +36,11 @@ REQUIRED = [
     "datasets>=5.2",
     "pyarrow>=21",
     "pyyaml>=6",
+    "defusedxml>=0.7.1",
     "tqdm>=4.66",
 ]
 TRAIN = ["accelerate>=1.15", "trl>=1.16", "peft>=0.21", "matplotlib>=3.9"]
+ANALYSIS = ["matplotlib>=3.9", "scikit-learn>=1.9", "pycocotools>=2.0.11"]
 EVALUATE = "evaluate>=0.4.6"
 EVAL = ["lmms-eval>=0.7.3", EVALUATE]
 SPACE = ["gradio>=6.31"]
@@ -50,6 +52,7 @@ DEV = [
     "mypy>=1.14",
     "build>=1.2",
     "setuptools>=77",
+    *ANALYSIS,
     *EVAL,
     *TRAIN,
 ]
@@ -75,7 +78,7 @@ setup(
         "dualstream.analysis": ["templates/*", "**/*.yaml"],
     },
     install_requires=REQUIRED,
-    extras_require={"train": TRAIN, "eval": EVAL, "space": SPACE, "dev": DEV},
+    extras_require={"train": TRAIN, "analysis": ANALYSIS, "eval": EVAL, "space": SPACE, "dev": DEV},
     entry_points={
         "console_scripts": ["dualstream = dualstream.cli:main"],
         "lmms_eval.models": ["dualstream = dualstream.eval.lmms_model:manifests"],

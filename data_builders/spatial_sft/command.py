@@ -65,8 +65,9 @@ def run(args: argparse.Namespace) -> Result:
 
 
 def _from_scenes(args: argparse.Namespace) -> tuple[dict[str, dict[str, int]], dict[str, Any]]:
-    from .rows import NON_SPATIAL_FEATURES, WHATS_UP_FEATURES, non_spatial_row, split_range, whats_up_rows
     from dualstream.data_builders.shard_folder import ShardFolder
+
+    from .rows import NON_SPATIAL_FEATURES, WHATS_UP_FEATURES, non_spatial_row, split_range, whats_up_rows
 
     sizes = {split: getattr(args, split) for split in SPLITS}
     settings = {"source": "scenes", **sizes, "size": args.size, "form": args.form}
@@ -92,10 +93,11 @@ def _from_scenes(args: argparse.Namespace) -> tuple[dict[str, dict[str, int]], d
 
 
 def _from_gqa(args: argparse.Namespace) -> tuple[dict[str, dict[str, int]], dict[str, Any]]:
+    from dualstream.data_builders.shard_folder import ShardFolder
+
     from .gqa import INSTRUCTION, GqaFolder, gqa_rows, select
     from .held_out import HeldOut, images_under, read_ids
     from .rows import GQA_FEATURES
-    from dualstream.data_builders.shard_folder import ShardFolder
 
     if args.gqa is None:
         raise ValueError("--source gqa needs --gqa DIR, the folder with questions/ and images/.")
