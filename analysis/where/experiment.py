@@ -23,12 +23,17 @@ EXPERIMENTS: dict[str, str] = {
     "position_geometry": "position_geometry:PositionGeometry",
     "relation_vectors": "relation_vectors:RelationVectors",
     "vision_depth": "vision_depth:VisionDepth",
+    "attention_axes": "attention_axes:AttentionAxes",
+    "frequency_sensitivity": "frequency_sensitivity:FrequencySensitivity",
+    "position_ablations": "position_ablations:PositionAblations",
 }
 # suite -> names of its experiments
 SUITES: dict[str, tuple[str, ...]] = {
     "geometry": ("position_geometry",),
     "relations": ("relation_vectors",),
     "depth": ("vision_depth",),
+    "axes": ("attention_axes", "frequency_sensitivity"),
+    "ablations": ("position_ablations",),
 }
 
 YES, NO, OPEN = "yes", "no", "open"
