@@ -1,35 +1,29 @@
-"""Write a token map as one self-contained web page."""
+"""Write the readings of a picture as one self-contained web page."""
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import html
-import io
-import json
+from collections.abc import Sequence
+from functools import cache
 from importlib import resources
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from .token_map_image import run_parts, word_colours
-from .token_map_text import block_title, summary
-from .words import has_meaning
+from .page_data import Outline, page_data, shown, to_script
+from .reading_series import ReadingSeries
+from .token_map_text import summary
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from .token_map import TokenMap
 
-PICTURE_SIDE = 1600  # longest side of the embedded picture in pixels
-LEGEND_WORDS = 24
+SCRIPTS = ("data.js", "view.js", "stage.js", "panel.js", "page.js")
 
 
 def render_html(token_map: TokenMap, title: str = "Token map") -> str:
     """A page that shows the picture, its words, and on hover what stands behind each of them.
-
-    Everything is inside the page (picture, styles, script); its content security policy forbids any request. Hovering,
-    tapping or focusing a cell shows the word, the further readings with their probabilities, and the run; a search box
-    highlights the cells of a word.
 
     Args:
         token_map: a map with geometry; without a picture the words stand on plain grey.
@@ -41,58 +35,75 @@ def render_html(token_map: TokenMap, title: str = "Token map") -> str:
     Raises:
         ValueError: if the map has no geometry.
     """
-    if token_map.geometry is None:
-        raise ValueError("the token map has no geometry; make it with token_geometry(processor, image.size).")
-    page = resources.files(__package__).joinpath("templates/token_map.html").read_text(encoding="utf-8")
-    data = json.dumps(_page_data(token_map), ensure_ascii=False, separators=(",", ":"))
-    parts = {
-        "TITLE": html.escape(title),
-        "SUMMARY": html.escape(summary(token_map)),
-        # inside a script element only "<" could end it early
-        "DATA": data.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029"),
-    }
-    for name, text in parts.items():
-        page = page.replace(f"<!--{name}-->", text)
-    return page
+    series = ReadingSeries.from_token_map(token_map)
+    return render_page([series], token_map.image, title, summary(token_map), compressed_first=bool(series.plans))
 
 
-def _page_data(token_map: TokenMap) -> dict[str, Any]:
-    """What the page's script draws, as plain JSON values."""
-    geometry = token_map.geometry
-    colours = {word: "#{:02x}{:02x}{:02x}".format(*colour) for word, colour in word_colours(token_map).items()}
-    pieces = {str(number): piece for number, piece in token_map.pieces.items()}
-    scores = token_map.scores
-    runs = token_map.runs
-    return {
-        "size": list(geometry.image_size),
-        "picture": None if token_map.image is None else _data_uri(token_map.image),
-        "boxes": np.round(geometry.boxes, 2).tolist(),
-        "words": token_map.words,
-        "ids": token_map.ids.tolist(),
-        "probabilities": None if scores is None else np.round(np.exp(scores.astype(float)), 4).tolist(),
-        "pieces": pieces,
-        "places": geometry.places.tolist(),
-        "thumbnail": geometry.is_thumbnail.tolist(),
-        "blocks": [block_title(token_map, number) for number in range(len(token_map.grids))],
-        "run": token_map.cell_runs.tolist(),
-        "lengths": [run.length for run in runs],
-        "kept": token_map.keeps.tolist(),
-        "parts": run_parts(token_map),
-        "compressed": token_map.anchor is not None,
-        "colours": colours,
-        "legend": [[word, count] for word, count in token_map.counts if has_meaning(word)][:LEGEND_WORDS],
-    }
+def render_page(
+    series: Sequence[ReadingSeries],
+    image: Image.Image | None,
+    title: str,
+    note: str = "",
+    outlines: Sequence[Outline] = (),
+    compressed_first: bool = False,
+) -> str:
+    """A page on one picture: its words by depth, the probability of a word, runs and compression, two views at once.
+
+    Everything is inside the page (picture, styles, scripts, arrays). Its content security policy forbids any request
+    and any script but its own, which is named by its hash.
+
+    Args:
+        series: readings of the picture, by one model each.
+        image: the picture; without it the words stand on plain grey.
+        title: heading of the page.
+        note: line below the heading.
+        outlines: objects that can be drawn over the picture.
+        compressed_first: show what the first compression keeps before anything is chosen.
+
+    Returns:
+        The HTML text; it can be encoded as UTF-8 whatever the texts are.
+
+    Raises:
+        ValueError: if there is no series, or pictures of different sizes were read.
+    """
+    data = to_script(page_data(series, image, outlines, compressed_first))
+    script = "".join(template(name) for name in SCRIPTS)
+    return fill(
+        template("page.html"),
+        TITLE=html.escape(shown(title)),
+        SUMMARY=html.escape(shown(note)),
+        DATA=data,
+        **inline(template("page.css"), script),
+    )
 
 
-def _data_uri(image: Image.Image) -> str:
-    """The picture as a data URI: PNG where it is small, JPEG otherwise."""
-    picture = image.convert("RGB")
-    stream = io.BytesIO()
-    if max(picture.size) <= 256:
-        picture.save(stream, "PNG")
-        kind = "png"
-    else:
-        picture.thumbnail((PICTURE_SIDE, PICTURE_SIDE))
-        picture.save(stream, "JPEG", quality=85)
-        kind = "jpeg"
-    return f"data:image/{kind};base64,{base64.b64encode(stream.getvalue()).decode()}"
+@cache
+def template(name: str) -> str:
+    """Text of a file of ``templates/``."""
+    return resources.files(__package__).joinpath(f"templates/{name}").read_text(encoding="utf-8")
+
+
+def inline(style: str, script: str) -> dict[str, str]:
+    """Style and script of a page, and the policy that allows these two alone, to be given to ``fill``."""
+    policy = (
+        "default-src 'none'; base-uri 'none'; form-action 'none'; img-src data:; "
+        f"style-src '{_digest(style)}'; script-src '{_digest(script)}'"
+    )
+    return {"POLICY": policy, "STYLE": style, "SCRIPT": script}
+
+
+def fill(page: str, **parts: str) -> str:
+    """Put texts in the place of their ``<!--NAME-->``; what is put in is not searched again."""
+    for name in parts:
+        if page.count(f"<!--{name}-->") < 1:
+            raise ValueError(f"the page has no place for {name}.")
+    pieces = page.split("<!--")
+    filled = [pieces[0]]
+    for piece in pieces[1:]:
+        name, end, rest = piece.partition("-->")
+        filled.append(parts[name] + rest if end and name in parts else f"<!--{piece}")
+    return "".join(filled)
+
+
+def _digest(text: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

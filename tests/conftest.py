@@ -19,6 +19,21 @@ def _sibling(name: str):
     return sys.modules[name]
 
 
+for _shared in ("headless_chromium", "reading_pages"):  # tests import these two by their names
+    _sibling(_shared)
+
+
+@pytest.fixture(scope="module")
+def chromium(tmp_path_factory):
+    """A ``headless_chromium.Chromium`` with one page."""
+    browsers = sys.modules["headless_chromium"]
+    if browsers.find_chromium() is None:
+        pytest.skip("no Chromium on this machine")
+    browser = browsers.Chromium(tmp_path_factory.mktemp("chromium"))
+    yield browser
+    browser.close()
+
+
 @pytest.fixture(scope="session")
 def tiny_models():
     """The module ``tiny_models.py``: constants and builders."""

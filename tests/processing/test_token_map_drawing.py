@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import re
-from html.parser import HTMLParser
-
 import numpy as np
 import pytest
 from PIL import Image
@@ -112,47 +108,3 @@ def test_the_palette_is_distinct_and_falls_back() -> None:
     assert named["Blue"] == NAMED["blue"] in PALETTE
     assert list(named.values()).count(NAMED["blue"]) == 1
     assert (named["dog"], named["sky"]) == PALETTE[:2]
-
-
-class Page(HTMLParser):
-    """Tags, attributes and script data of a page."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[str] = []
-        self.addresses: list[str] = []
-        self.scripts: list[str] = []
-        self.feed(text)
-
-    def handle_starttag(self, tag, attributes) -> None:
-        self.tags.append(tag)
-        self.addresses += [value for name, value in attributes if name in ("src", "href", "action", "data")]
-
-    def handle_data(self, data) -> None:
-        if self.tags[-1:] == ["script"]:
-            self.scripts.append(data)
-
-
-def test_the_page_is_self_contained_and_escapes_every_text() -> None:
-    scores = np.log(np.full((8, 1), 0.25))
-    run, anchor = np.arange(8), np.array([0, 1, 3, 4, 5, 6])
-    text = make_map(scores=scores, run=run, anchor=anchor).to_html('<b onclick="x">"</b>')
-    page = Page(text)
-    assert page.addresses == [] and "b" not in page.tags
-    assert page.tags.count("script") == 2
-    assert "default-src 'none'" in text
-    assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)", text)
-    data = json.loads(page.scripts[0])
-    assert data["words"][4] == "</script><b>&" and data["words"][5] == r"\n"
-    assert data["probabilities"][0] == [0.25]
-    assert data["kept"] == [True, True, False, True, True, True, True, False]
-    assert data["picture"].startswith("data:image/png;base64,")
-    assert len(data["boxes"]) == 8 and data["size"] == [80, 40]
-
-
-def test_large_pictures_are_embedded_small() -> None:
-    noise = np.random.default_rng(0).integers(0, 255, (2500, 4000, 3), dtype=np.uint8)
-    large = make_map((4000, 2500), image=False)
-    page = TokenMap(large.ids, PIECES, large.grids, geometry=large.geometry, image=Image.fromarray(noise)).to_html()
-    assert len(page) < 3_000_000 and "data:image/jpeg" in page
-    assert json.loads(Page(make_map(image=False).to_html()).scripts[0])["picture"] is None
