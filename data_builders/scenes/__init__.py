@@ -1,6 +1,6 @@
 """Synthetic scenes: labelled pictures of coloured shapes with exact boxes and masks, and balanced questions."""
 
-from .build import build_scenes, stream_scenes, write_scenes
+from .build import build_scenes, stream_scenes
 from .questions import KINDS, Question, ask, caption, noun_phrases, questions
 from .render import Raster, rasterize, render
 from .scene import COLORS, SHAPES, SPLIT_SEEDS, TEXTURES, Scene, SceneObject, make_scene
@@ -24,5 +24,4 @@ __all__ = [
     "rasterize",
     "render",
     "stream_scenes",
-    "write_scenes",
 ]

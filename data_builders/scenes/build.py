@@ -1,19 +1,13 @@
-"""Scenes as a `datasets.Dataset`, and as resumable parquet shards on disk."""
+"""Scenes as a `datasets.Dataset`, all at once or row by row."""
 
-import hashlib
 import io
-import json
-import math
-import os
 import random
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from datasets import ClassLabel, Dataset, Features, Image, List, Value
 from PIL import Image as PILImage
-from tqdm import tqdm
 
 from .questions import KINDS, caption, questions
 from .render import rasterize
@@ -132,47 +126,3 @@ def stream_scenes(split: str, n: int, *, size: int = 96, aspect: float = 1.0) ->
     """The rows of :func:`build_scenes` one by one, nothing kept."""
     for seed in split_seeds(split, n):
         yield scene_row(seed, size, aspect)
-
-
-def write_scenes(
-    out: Path, split: str, n: int, *, size: int = 96, aspect: float = 1.0, shard_rows: int = 1000
-) -> dict[str, Any]:
-    """Write a split as parquet shards `OUT/data/<split>-XXXXX-of-XXXXX.parquet` and its part of `OUT/manifest.json`.
-
-    Every shard is written atomically. A shard that the manifest lists under the same settings is not made again, so a
-    killed run continues where it stopped.
-
-    Returns:
-        The manifest's entry of the split.
-    """
-    split_seeds(split, n)
-    settings = {"n": n, "size": size, "aspect": aspect, "shard_rows": shard_rows}
-    manifest_path = out / "manifest.json"
-    manifest = json.loads(manifest_path.read_text(encoding="utf-8")) if manifest_path.exists() else {}
-    entry = manifest.get(split, {})
-    if {key: entry.get(key) for key in settings} != settings:
-        entry = {**settings, "first_seed": SPLIT_SEEDS[split][0], "shards": {}}
-    manifest[split] = entry
-    (out / "data").mkdir(parents=True, exist_ok=True)
-    count = math.ceil(n / shard_rows)
-    progress = tqdm(total=n, desc=f"scenes {split}", unit="image")
-    for index in range(count):
-        name = f"{split}-{index:05d}-of-{count:05d}.parquet"
-        target, start = out / "data" / name, index * shard_rows
-        rows = min(shard_rows, n - start)
-        if not (name in entry["shards"] and target.exists()):
-            partial = target.with_suffix(".partial")
-            build_scenes(split, rows, start=start, size=size, aspect=aspect).to_parquet(partial)
-            digest = hashlib.sha256(partial.read_bytes()).hexdigest()
-            os.replace(partial, target)
-            entry["shards"][name] = {"rows": rows, "sha256": digest}
-            _write_json(manifest_path, manifest)
-        progress.update(rows)
-    progress.close()
-    return entry
-
-
-def _write_json(path: Path, value: dict[str, Any]) -> None:
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(value, indent=2), encoding="utf-8")
-    os.replace(partial, path)

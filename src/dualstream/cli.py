@@ -37,6 +37,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "dualstream.analysis.rope_scaling_study.command",
         "does scaling the vision tower's RoPE help with where things are, with controls",
     ),
+    "build scenes": ("dualstream.data_builders.scenes.command", "drawn scenes with boxes, masks and questions"),
+    "analyze what": ("dualstream.analysis.what.command", "how a picture turns into words, depth by depth"),
     "build token-maps": ("dualstream.data_builders.token_maps.command", "read pictures as text, into a dataset"),
     "build whatsup-bboxes": (
         "dualstream.data_builders.whatsup_boxes.command",

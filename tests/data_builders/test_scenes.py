@@ -8,9 +8,11 @@ import re
 import datasets
 import numpy as np
 import pytest
+from huggingface_hub import DatasetCard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dualstream import cli
 from dualstream.data_builders.scenes import (
     COLORS,
     KINDS,
@@ -23,7 +25,6 @@ from dualstream.data_builders.scenes import (
     rasterize,
     render,
     stream_scenes,
-    write_scenes,
 )
 from dualstream.data_builders.scenes.build import decode_mask, encode_mask
 from dualstream.data_builders.scenes.questions import noun_phrases
@@ -189,24 +190,27 @@ def test_mask_run_lengths_round_trip(height, width, seed):
     np.testing.assert_array_equal(decode_mask(runs, width, height), mask)
 
 
-def test_parquet_round_trip_resume_and_streaming(tmp_path):
-    entry = write_scenes(tmp_path, "test", 25, shard_rows=10)
-    files = sorted((tmp_path / "data").glob("*.parquet"))
-    assert [f.name for f in files] == list(entry["shards"])
-    assert not list(tmp_path.rglob("*.partial"))
-    stamps = [f.stat().st_mtime_ns for f in files]
-    files[1].unlink()
-    assert write_scenes(tmp_path, "test", 25, shard_rows=10) == entry
-    after = [f.stat().st_mtime_ns for f in files]
-    assert (after[0], after[2]) == (stamps[0], stamps[2])
-    assert json.loads((tmp_path / "manifest.json").read_text())["test"] == entry
+def build(out, *options):
+    return cli.main(["build", "scenes", "--out", str(out), "--train", "0", *options])
 
-    loaded = datasets.Dataset.from_parquet([str(f) for f in files], cache_dir=str(tmp_path / "cache"))
+
+def test_a_dataset_folder_is_loaded_streamed_and_gone_on_with(tmp_path, capsys):
+    out, sizes = tmp_path / "scenes", ("--validation", "0", "--test", "25", "--shard-rows", "10")
+    assert build(out, *sizes, "--json") == 0
+    payload = json.loads(capsys.readouterr().out)
+    assert payload["rows"] == {"default": {"train": 0, "validation": 0, "test": 25}}
+    files = sorted(out.rglob("*.parquet"))
+    assert len(files) == 3 and not list(out.rglob("*.partial"))
+    before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
+    files[1].unlink()
+    assert build(out, *sizes) == 0
+    assert [path.read_bytes() for path in files] == [content for content, _ in before.values()]
+    assert [path.stat().st_mtime_ns == before[path][1] for path in files] == [True, False, True]
+
+    loaded = datasets.load_dataset(str(out), split="test", cache_dir=str(tmp_path / "cache"))
+    streamed = datasets.load_dataset(str(out), split="test", streaming=True)
     built = build_scenes("test", 25)
     assert loaded.features == built.features
-    streamed = datasets.load_dataset(
-        "parquet", data_files={"test": [str(f) for f in files]}, split="test", streaming=True
-    )
     for a, b, c, raw in zip(loaded, built, streamed, stream_scenes("test", 25), strict=True):
         assert a["image"].tobytes() == b["image"].tobytes() == c["image"].tobytes()
         assert a["objects"] == b["objects"] == c["objects"]
@@ -217,7 +221,36 @@ def test_parquet_round_trip_resume_and_streaming(tmp_path):
             assert item["box"] == box.tolist()
 
 
-def test_settings_change_rebuilds_the_split(tmp_path):
-    first = write_scenes(tmp_path, "validation", 4, size=32)
-    second = write_scenes(tmp_path, "validation", 4, size=48)
-    assert first["shards"] != second["shards"]
+def test_the_card_says_what_the_rows_are(tmp_path):
+    assert build(tmp_path / "scenes", "--validation", "6", "--test", "4", "--size", "32") == 0
+    text = (tmp_path / "scenes" / "README.md").read_text()
+    header = DatasetCard(text).data.to_dict()
+    assert header["configs"][0]["data_files"] == [
+        {"split": "validation", "path": "default/validation-*"},
+        {"split": "test", "path": "default/test-*"},
+    ]
+    assert "| `default` | validation | 6 |" in text and str(tmp_path) not in text
+    asked = sum(
+        len(row["questions"]) for split, n in (("validation", 6), ("test", 4)) for row in stream_scenes(split, n)
+    )
+    assert sum(int(count) for count in re.findall(r"^\| \w+ \| (\d+) \|$", text, re.MULTILINE)) == asked
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--validation", "0", "--test", "0"), "at least one"),
+        (("--validation", "0", "--test", "-1"), "--test is -1"),
+        (("--validation", "0", "--test", "1", "--size", "0"), "--size is 0"),
+        (("--validation", "0", "--test", "100000001"), "which has 100000000"),
+    ],
+)
+def test_sizes_that_make_no_dataset_are_refused(tmp_path, capsys, options, words):
+    assert build(tmp_path / "scenes", *options) == 2
+    assert words in capsys.readouterr().err and not (tmp_path / "scenes").exists()
+
+
+def test_other_settings_need_another_folder(tmp_path, capsys):
+    assert build(tmp_path / "scenes", "--validation", "4", "--test", "0", "--size", "32") == 0
+    assert build(tmp_path / "scenes", "--validation", "4", "--test", "0", "--size", "48") == 2
+    assert "size: 32 there, 48 asked for" in capsys.readouterr().err
