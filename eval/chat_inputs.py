@@ -91,7 +91,8 @@ def answer_tokens(processor: ProcessorMixin, conversation: Conversation, prompt:
     special = _lacks_start(processor, [prompt])
     before: list[int] = encode(prompt, add_special_tokens=special).input_ids
     whole: list[int] = encode(prompt + answer, add_special_tokens=special).input_ids
-    if whole[: len(before)] == before:
+    swallows = bool(before) and before[-1] == encode.unk_token_id  # an unknown word takes in what is glued to it
+    if whole[: len(before)] == before and not swallows:
         return whole[len(before) :]
     return list(encode(answer, add_special_tokens=False).input_ids)
 

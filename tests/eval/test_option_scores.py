@@ -177,6 +177,15 @@ def test_the_blank_between_prompt_and_answer_is_the_templates():
         assert answer_tokens(processor, turn, prompt, " yes") == encode(" yes", add_special_tokens=False).input_ids
 
 
+def test_an_answer_does_not_merge_with_the_prompt(publishing):
+    """This tokenizer splits at blanks only, so an answer glued to the prompt would be lost in an unknown word."""
+    processor = publishing.make_processor("llava", transformers.LlavaProcessor)
+    for question in ("word11", "neverseen"):
+        turn = user_turn(question)
+        tokens = answer_tokens(processor, turn, chat_prompt(processor, turn), "word31 word32")
+        assert tokens == tokens_of(processor, "word31 word32") and len(tokens) == 2
+
+
 def test_bad_input_is_named(stock):
     model, processor = stock
     images, prompts = IMAGES[:1], PROMPTS[:1]
