@@ -117,7 +117,8 @@ def _card_text(kinds: Counter[str], sizes: dict[str, int]) -> CardText:
     return CardText(
         title="Scenes",
         summary=f"{sum(sizes.values()):,} drawn pictures of one to six coloured shapes on a cluttered backdrop, with "
-        "exact boxes and masks, a caption, and questions whose answers follow from the drawing.\n\n![Samples](samples.png)",
+        "exact boxes and masks, a caption, and questions whose answers follow from the drawing.\n\n"
+        "![Samples](samples.png)",
         provenance="Drawn by dualstream, no photographs. The same seed gives the same scene, at any size.",
         license="apache-2.0",
         tags=("synthetic", "spatial", "bounding-boxes", "segmentation-masks"),
