@@ -115,7 +115,7 @@ class Study:
         self.vision_depths = range(len(family_of(self.model).vision_blocks(self.model)) + 1)
         if options.llm_depth is not None and not 0 <= options.llm_depth <= self.layers:
             raise ValueError(f"llm_depth={options.llm_depth} must lie within 0..{self.layers}.")
-        settings = {"model": self.name, "readout": readout_sha256(self.model), **asdict(options)}
+        self.settings = settings = {"model": self.name, "readout": readout_sha256(self.model), **asdict(options)}
         self.maps = ResumableRows(out, settings)
         self.inside = ResumableRows(out / "inside", settings)
         self.lens_rows = ResumableRows(out / "lenses", settings)
