@@ -149,7 +149,9 @@ class TokenGeometry:
         np.cumsum(np.cumsum(mask, axis=0, dtype=float), axis=1, out=table[1:, 1:])
         x1, y1, x2, y2 = self.boxes.T
         covered = _integral(table, x2, y2) - _integral(table, x1, y2) - _integral(table, x2, y1)
-        return self._share(np.clip(covered + _integral(table, x1, y1), 0, self.areas))
+        covered = np.clip(covered + _integral(table, x1, y1), 0, self.areas)
+        rounding = 16 * np.finfo(float).eps * table[-1, -1]  # what the sums leave at tokens that nothing covers
+        return self._share(np.where(covered <= rounding, 0.0, covered))
 
     def tokens_of_box(self, box: Sequence[float], min_coverage: float = 0.0, thumbnail: bool = True) -> np.ndarray:
         """Indices of the tokens that lie in a box.

@@ -133,3 +133,14 @@ def test_wrong_arguments_are_named() -> None:
         geometry.tokens_of_box((0, 0, 1, 1), min_coverage=2)
     with pytest.raises(ValueError, match="positive size"):
         Block(0, 1, 0, 0, 1, 1)
+
+
+def test_rounding_covers_no_token_far_from_the_object() -> None:
+    """On cells of 17.8 pixels the summed areas of a mask leave 1e-11 at tokens that it does not touch."""
+    geometry = TokenGeometry((640, 427), (Block(24, 24, 105.60636182902584, 0.0, 17.813121272365805, 427 / 24),))
+    mask = np.zeros((427, 640), dtype=bool)
+    mask[141:173, 450:509] = True
+    mask[150:160, 470:480] = False
+    x1, y1, x2, y2 = geometry.boxes.T
+    near = (x2 > 450) & (x1 < 509) & (y2 > 141) & (y1 < 173)
+    assert set(geometry.tokens_of_mask(mask)) <= set(np.flatnonzero(near))
