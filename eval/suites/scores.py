@@ -17,7 +17,7 @@ CIRCULAR = 1_000_000  # MMBench numbers the rotations of question i as i + k * 1
 COSTS = ("visual_tokens", "kept_tokens", "prompt_tokens")
 
 
-class IncompleteRunError(RuntimeError):
+class IncompleteRunError(ValueError):
     """The harness came back without an answer to every sample, which it does not call an error itself."""
 
 

@@ -56,6 +56,12 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "dualstream.analysis.where.command",
         "how the model knows where things are: geometry, interventions and ablations, with controls",
     ),
+    "analyze report": (
+        "dualstream.analysis.what_report.command",
+        "pages to look at: pictures and what they read as, depth by depth",
+    ),
+    "space": ("dualstream.hub_cards.space.command", "a web page to try it: upload or draw, read, compress, ask"),
+    "release": ("dualstream.hub_cards.release", "check a folder and publish it as a Hub repository"),
 }
 # first word of two-word commands -> help
 GROUPS: dict[str, str] = {
@@ -69,7 +75,7 @@ EXIT_ERROR = 2
 
 @dataclass
 class Result:
-    """What a command hands back to the dispatcher.
+    """What a command hands back to the dispatcher; an empty one, of a helping process, is not printed.
 
     Attributes:
         payload: JSON-serialisable object printed under ``--json``.
@@ -183,7 +189,8 @@ def main(argv: list[str] | None = None) -> int:
         if args.verbose:
             raise
         return _fail(args, error)
-    print(json.dumps(result.payload, ensure_ascii=False) if args.json else result.text)
+    if result.payload or result.text:
+        print(json.dumps(result.payload, ensure_ascii=False) if args.json else result.text)
     return 0 if result.ok else 1
 
 
