@@ -63,6 +63,35 @@ def test_real_annotations_count_as_published_and_a_constant_letter_is_at_chance(
 
 
 @needs_data
+@pytest.mark.parametrize("task", COUNTS)
+def test_every_real_item_is_asked_with_the_published_prompt(task, stand_ins):
+    items, _ = load_items(task, REAL)
+    captions = {}
+    if task.startswith("vsr"):
+        file = REAL / "vsr" / task.removeprefix("vsr_") / "test.jsonl"
+        captions = dict(enumerate(json.loads(line)["caption"] for line in file.read_text().splitlines()))
+    gap = " " * 12
+    for number, (item, doc) in enumerate(zip(items, make_docs(task, "paper", REAL), strict=True)):
+        assert doc["item"] == item.id
+        if captions:
+            expected = (
+                f"\n{gap}Please check if the following description is correct:\n\n\n"
+                f"{gap}Description: {captions[number]}\n\n\n"
+                f'{gap}Please answer with either "True" or "False".\n{gap}Your answer is:\n{gap}'
+            )
+        else:
+            options = [item.options[place] for place in doc["shown"]]
+            lines = "".join(f"\n{gap}{letter}: {text}\n" for letter, text in zip("ABCDEF", options, strict=False))
+            letters = ", ".join("ABCDEF"[: len(options) - 1]) + " or " + "ABCDEF"[len(options) - 1]
+            expected = (
+                f"\n{gap}Please choose the best decription for the image from the following {len(options)} options:\n"
+                f"{lines}\n{gap}Please answer with {letters}.\nYour answer is:\n{gap}"
+            )
+            assert sorted(doc["shown"]) == list(range(len(options)))
+        assert doc["prompt"] == expected
+
+
+@needs_data
 def test_whats_up_pictures_are_those_of_the_boxes(stand_ins):
     boxes = {json.loads(line)["image"] for line in (REAL / "whatsup_b" / "bbox.jsonl").read_text().splitlines()}
     items, _ = load_items("whatsup_b", REAL)
