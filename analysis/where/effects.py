@@ -61,6 +61,12 @@ def effect(values: ArrayLike, pairs: ArrayLike, step: float = 0.0, seed: int = 0
     return Effect(estimate, sign_flip_test(means, seed=seed, resamples=FLIPS))
 
 
+def rate(values: ArrayLike, pairs: ArrayLike) -> Estimate:
+    """Mean of a share in percent (0 or 100 per picture); the interval stays within 0 to 100."""
+    found = effect(values, pairs, SMALLEST_CHANGE).estimate
+    return replace(found, low=max(found.low, 0.0), high=min(found.high, POINTS))
+
+
 def corrected(effects: Mapping[Any, Effect]) -> dict[Any, Effect]:
     """Correct the p-values of a family of comparisons (Holm)."""
     if not effects:

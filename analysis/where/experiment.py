@@ -25,6 +25,7 @@ EXPERIMENTS: dict[str, str] = {
     "vision_depth": "vision_depth:VisionDepth",
     "attention_axes": "attention_axes:AttentionAxes",
     "frequency_sensitivity": "frequency_sensitivity:FrequencySensitivity",
+    "intervention": "intervention:Intervention",
     "position_ablations": "position_ablations:PositionAblations",
 }
 # suite -> names of its experiments
@@ -33,6 +34,7 @@ SUITES: dict[str, tuple[str, ...]] = {
     "relations": ("relation_vectors",),
     "depth": ("vision_depth",),
     "axes": ("attention_axes", "frequency_sensitivity"),
+    "intervention": ("intervention",),
     "ablations": ("position_ablations",),
 }
 

@@ -15,7 +15,7 @@ from dualstream.analysis.object_tokens import generator
 from dualstream.eval.option_scores import option_probabilities
 
 from .axis_questions import axis_question, score_questions
-from .effects import POINTS, SMALLEST_CHANGE, Effect, corrected, effect, judged_below, on_items, option_margin
+from .effects import POINTS, SMALLEST_CHANGE, Effect, corrected, effect, judged_below, on_items, option_margin, rate
 from .effects import pair_of_item as pairs_of
 from .experiment import Experiment, Finding, ReportTable, pending
 from .position_edits import (
@@ -29,6 +29,7 @@ from .position_edits import (
     vision_table_deleted,
 )
 from .vision_rotation import vision_rotary
+from .vision_states import feature_depth
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -108,7 +109,7 @@ class Arm:
 
 def arms_of(bench: Bench) -> list[Arm]:
     """All arms that apply to a model, the untouched model first."""
-    seen, llm = used_vision_blocks(bench), bench.llm_depth
+    seen, llm = feature_depth(bench.model), bench.llm_depth
     arms = [Arm(BASELINE)]
     vision = []
     if has_rotation(bench):
@@ -130,15 +131,6 @@ def has_rotation(bench: Bench) -> bool:
     except ValueError:
         return False
     return True
-
-
-def used_vision_blocks(bench: Bench) -> int:
-    """How many vision blocks the features pass through: LLaVA reads them before the last one."""
-    layers = getattr(bench.model.config, "vision_feature_layer", None)
-    if layers is None:
-        return bench.vision_depth
-    listed = [layers] if isinstance(layers, int) else layers
-    return max(layer if layer >= 0 else bench.vision_depth + 1 + layer for layer in listed)
 
 
 class PositionAblations(Experiment):
@@ -187,10 +179,10 @@ class PositionAblations(Experiment):
         frame = table.to_pandas()
         effects, lines = arm_effects(frame), []
         base = {
-            name: effect(POINTS * on_items(frame, "correct", arm=BASELINE, question=name), pairs_of(frame))
+            name: rate(POINTS * on_items(frame, "correct", arm=BASELINE, question=name), pairs_of(frame))
             for name in QUESTIONS
         }
-        lines.append(("model as it is: right, %", *(base[name].estimate for name in QUESTIONS), "", "", ""))
+        lines.append(("model as it is: right, %", *(base[name] for name in QUESTIONS), "", "", ""))
         arms = frame.drop_duplicates("arm").set_index("arm")
         for arm in [name for name in arms.index if name != BASELINE]:
             spatial, presence = effects[arm, "spatial"], effects[arm, "presence"]
