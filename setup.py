@@ -76,6 +76,7 @@ setup(
         "dualstream.train": ["**/*.yaml", "**/*.md"],
         "dualstream.processing": ["templates/*"],
         "dualstream.analysis": ["templates/*", "**/*.yaml"],
+        "dualstream.hub_cards": ["**/*.md", "**/*.txt"],
     },
     install_requires=REQUIRED,
     extras_require={"train": TRAIN, "analysis": ANALYSIS, "eval": EVAL, "space": SPACE, "dev": DEV},

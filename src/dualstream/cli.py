@@ -48,6 +48,14 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "dualstream.data_builders.spatial_sft.command",
         "conversations about where things are, from scenes or GQA, to fine-tune on",
     ),
+    "analyze ablate": (
+        "dualstream.analysis.causality.ablate",
+        "which visual tokens carry the answer: replace them, with matched controls",
+    ),
+    "analyze knockout": (
+        "dualstream.analysis.causality.knockout_command",
+        "on which routes and in which layers the answer travels: cut attention",
+    ),
     "analyze lens": (
         "dualstream.analysis.causality.lens",
         "how often an object's cells read as its class, at which depth, with controls",
