@@ -119,7 +119,9 @@ function showFate(view, cell) {
   fate.replaceChildren();
   const { series, point } = view;
   if (!series.plans.length) return;
-  make(fate, "h3", {}, "Compression here");
+  const [vision, llm] = series.points[point];
+  const own = llm === null && (vision === null || vision === series.native);
+  make(fate, "h3", {}, own ? "Compression, as the model plans it" : "Compression, were it planned at these depths");
   const table = make(fate, "table");
   const head = make(table, "tr");
   for (const [text, kind] of [["method", ""], ["tokens", "number"], ["this cell", ""]]) make(head, "th", { class: kind, scope: "col" }, text);
