@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +119,7 @@ class _DualStream(lmms):
             settings = read_generation_settings(self._settings(request))
             groups.setdefault(repr(settings), (settings, []))[1].append(number)
         answers: dict[int, GenerationResult] = {}
-        with self._bar(len(requests)) as bar:
+        with self._progress(len(requests)) as bar:
             for settings, members in groups.values():
                 for batch in self._batches(members, lambda number: len(requests[number].args[0])):
                     conversations, images = self._inputs([requests[number] for number in batch])
@@ -160,8 +162,24 @@ class _DualStream(lmms):
         for start in range(0, len(ordered), self.batch_size):
             yield ordered[start : start + self.batch_size]
 
-    def _bar(self, total: int) -> Any:
-        return tqdm(total=total, desc=f"dualstream {self.runner.arm}", unit="request", disable=self.rank != 0)
+    @contextmanager
+    def _progress(self, total: int) -> Iterator[Any]:
+        """Show a bar, and end this process if one of several fails.
+
+        lmms-eval swallows an exception and ends with status 0; the other processes would wait for this one for hours.
+
+        Raises:
+            SystemExit: in place of any exception, if there are several processes.
+        """
+        try:
+            label = f"dualstream {self.runner.arm}"
+            with tqdm(total=total, desc=label, unit="request", disable=self.rank != 0) as bar:
+                yield bar
+        except Exception as error:
+            if self.world_size == 1:
+                raise
+            traceback.print_exc()
+            raise SystemExit(f"dualstream: process {self.rank} failed: {error}") from error
 
     def _record(
         self, requests: list[Instance], repeats: list[int], kind: str, costs: Iterable[tuple[int, Any]]
@@ -228,7 +246,7 @@ class DualStreamSimple(_DualStream):
             groups[request.task_name, request.doc_id, request.args[0], repeats[number], padding].append(number)
         members = list(groups.values())
         losses: dict[int, GenerationResult] = {}
-        with self._bar(len(requests)) as bar:
+        with self._progress(len(requests)) as bar:
             for batch in self._batches(range(len(members)), lambda group: len(requests[members[group][0]].args[0])):
                 numbers = [members[group] for group in batch]
                 conversations, images = self._inputs([requests[group[0]] for group in numbers])

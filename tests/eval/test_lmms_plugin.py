@@ -250,6 +250,12 @@ def test_an_error_inside_a_batch_is_an_error():
         simple.loglikelihood(requests)
     with pytest.raises(ValueError, match="max_tokens is no setting"):
         chat.generate_until(chat_requests(DOCS[:1], {"max_tokens": 3}))
+    chat._world_size = 2
+    requests = chat_requests(DOCS[:1])
+    requests[0].arguments = (requests[0].arguments[0], broken, *requests[0].arguments[2:])
+    with pytest.raises(SystemExit, match="process 0 failed: picture of document 0 is gone"):
+        chat.generate_until(requests)  # ends the process, so that the others need not wait for it
+    chat._world_size = 1
     video = [{"role": "user", "content": [{"type": "video", "url": "film.mp4"}]}]
     requests = chat_requests(DOCS[:1])
     requests[0].arguments = (requests[0].arguments[0], lambda doc: video, *requests[0].arguments[2:])
