@@ -254,4 +254,5 @@ def cluster_proportion(correct: np.ndarray, clusters: Sequence[object] | np.ndar
     z = norm.ppf((1 + CONFIDENCE) / 2)
     centre = (share + z**2 / (2 * effective)) / (1 + z**2 / effective)
     half = z / (1 + z**2 / effective) * np.sqrt(share * (1 - share) / effective + z**2 / (4 * effective**2))
-    return Estimate(share, float(max(centre - half, 0)), float(min(centre + half, 1)), count)
+    # rounding must not leave the estimate outside of its interval
+    return Estimate(share, float(np.clip(centre - half, 0, share)), float(np.clip(centre + half, share, 1)), count)
