@@ -28,6 +28,7 @@ from .published_model import AUTO_CLASSES, PublishedModel, stock_class
 from .rope_formulas import RopeScaling
 from .rope_scaled_model import RopeScaledModel
 from .rope_scaling import CONFIG_FIELD
+from .visual_decoder import VisualDecoder
 from .visual_decoder_model import DECODER_PREFIX, HUB_ARGUMENTS, VisualDecoderModel
 
 logger = logging.get_logger(__name__)
@@ -93,6 +94,7 @@ def load_model(
     dtype: str | torch.dtype = "auto",
     *,
     visual_decoder: bool | None = None,
+    decoder: VisualDecoder | str | os.PathLike | None = None,
     vision_rope_scaling: RopeScaling | Mapping[str, Any] | str | None = None,
     **kwargs: Any,
 ) -> tuple[PreTrainedModel, ProcessorMixin]:
@@ -105,6 +107,8 @@ def load_model(
         visual_decoder: whether to load a stock checkpoint into our class of its family (``XWithVisualDecoder``);
             default, if there is a trained decoder beside its weights. Without one our class starts from a copy of the
             unembedding. A checkpoint of ours is loaded into our class in any case.
+        decoder: read with this visual decoder: a decoder, or the folder or Hub id of one, without the model. Asks for
+            our class.
         vision_rope_scaling: how to scale the vision tower's rotary frequencies, see ``RopeScaling.from_any``; default,
             as the checkpoint says. A scaled model is of a class of ours (``XRopeScaled`` or ``XWithVisualDecoder``).
         **kwargs: passed to ``from_pretrained``; ``revision``, ``token`` and the like also reach the processor.
@@ -114,11 +118,18 @@ def load_model(
 
     Raises:
         ValueError: the name is unknown, the folder is missing or incomplete, a file is corrupt, the model is not a
-            vision-language model of a supported family, or its tower cannot be scaled as asked.
+            vision-language model of a supported family, its tower cannot be scaled as asked, or `visual_decoder` is
+            False and `decoder` given.
     """
     source = _resolve(name_or_path)
     if vision_rope_scaling is not None:
         kwargs[CONFIG_FIELD] = RopeScaling.from_any(vision_rope_scaling)
+    if decoder is not None:
+        if visual_decoder is False:
+            raise ValueError(
+                f"visual_decoder=False is for the stock class, which cannot take decoder={str(decoder)!r}."
+            )
+        visual_decoder, kwargs["decoder"] = True, decoder
     hub_arguments = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
     try:
         config = AutoConfig.from_pretrained(source, **hub_arguments)

@@ -151,7 +151,11 @@ class VisualDecoderModel(VisualCompressionMixin, PublishedModel):
 
     @classmethod
     def from_pretrained(
-        cls, pretrained_model_name_or_path: str | os.PathLike | None, *model_args: Any, **kwargs: Any
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike | None,
+        *model_args: Any,
+        decoder: VisualDecoder | str | os.PathLike | None = None,
+        **kwargs: Any,
     ) -> Any:
         """Load one of our checkpoints, or a stock checkpoint of the same family.
 
@@ -162,6 +166,7 @@ class VisualDecoderModel(VisualCompressionMixin, PublishedModel):
         Args:
             pretrained_model_name_or_path: a folder or a Hub id, in any key layout the stock class reads.
             *model_args: passed to the stock ``from_pretrained``.
+            decoder: read with this one instead: a decoder, or the folder or Hub id of one.
             **kwargs: passed to the stock ``from_pretrained``.
 
         Returns:
@@ -173,7 +178,10 @@ class VisualDecoderModel(VisualCompressionMixin, PublishedModel):
         """
         with_info = kwargs.pop("output_loading_info", False)
         hub_arguments = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
-        beside = decoder_beside(pretrained_model_name_or_path, hub_arguments)
+        given = decoder
+        if given is not None and not isinstance(given, VisualDecoder):
+            given = VisualDecoder.from_pretrained(given, **_without_place(hub_arguments))
+        beside = decoder_beside(pretrained_model_name_or_path, hub_arguments, given)
         token = _beside_checkpoint.set(beside)
         try:
             loaded: Any = super().from_pretrained(
@@ -186,7 +194,7 @@ class VisualDecoderModel(VisualCompressionMixin, PublishedModel):
         source = model.config.name_or_path
         if beside is None and str(source) != str(pretrained_model_name_or_path):
             # An adapter was named, and its base has been loaded.
-            beside = decoder_beside(source, hub_arguments)
+            beside = decoder_beside(source, hub_arguments, given)
             if beside is not None:
                 model.set_visual_decoder(beside)
         if model._decoder_keys_not_loaded - DECODER_TABLES and beside is None:
@@ -197,6 +205,8 @@ class VisualDecoderModel(VisualCompressionMixin, PublishedModel):
             model.set_visual_decoder(beside or model._new_decoder())
         if model._decoder_keys_not_loaded and not model.visual_decoder.has_token_tables:
             model._fill_token_tables(source, hub_arguments, kwargs.get("trust_remote_code"))
+        if given is not None and beside is None:  # one of our checkpoints, which came with a decoder in its weights
+            model.set_visual_decoder(given)
         return (model, info) if with_info else model
 
     def _is_offloaded(self) -> bool:
@@ -228,12 +238,20 @@ class VisualDecoderModel(VisualCompressionMixin, PublishedModel):
         self.visual_decoder.set_token_tables(tokenizer)
 
 
-def decoder_beside(source: str | os.PathLike | None, hub_arguments: dict[str, Any]) -> VisualDecoder | None:
+def _without_place(hub_arguments: dict[str, Any]) -> dict[str, Any]:
+    """What holds for another repository too."""
+    return {name: value for name, value in hub_arguments.items() if name not in ("revision", "subfolder")}
+
+
+def decoder_beside(
+    source: str | os.PathLike | None, hub_arguments: dict[str, Any], given: VisualDecoder | None = None
+) -> VisualDecoder | None:
     """Load the decoder files beside the weights of a stock checkpoint.
 
     Args:
         source: folder or Hub id; ``None`` or empty where weights come from elsewhere.
         hub_arguments: ``revision``, ``token`` and the like.
+        given: a decoder that takes their place.
 
     Returns:
         The decoder, or ``None`` if there is none or the checkpoint is one of ours, whose weights hold its decoder.
@@ -241,11 +259,15 @@ def decoder_beside(source: str | os.PathLike | None, hub_arguments: dict[str, An
     Raises:
         ValueError: the files are incomplete or broken.
     """
-    if source is None or str(source) in ("", "None") or not holds_decoder(source, **hub_arguments):
+    if source is None or str(source) in ("", "None"):
+        return None
+    if given is None and not holds_decoder(source, **hub_arguments):
         return None
     stored, _ = PreTrainedConfig.get_config_dict(source, **hub_arguments)
-    found = stored.get("model_type", "")
-    if found.endswith(VISUAL_DECODER_SUFFIX):
+    ours = stored.get("model_type", "").endswith(VISUAL_DECODER_SUFFIX)
+    if given is not None:
+        return None if ours else given
+    if ours:
         logger.warning(f"{source} has its visual decoder in its weights; the decoder files beside them are ignored.")
         return None
     return VisualDecoder.from_pretrained(source, **hub_arguments)

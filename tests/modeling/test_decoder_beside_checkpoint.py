@@ -197,6 +197,43 @@ def test_files_beside_one_of_our_checkpoints_are_ignored_with_a_warning(folder, 
     assert "decoder files beside them are ignored" in caplog.text
 
 
+@pytest.mark.parametrize("base", ["stock", "stock with another", "ours"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_decoder_by_itself_is_read_with(kind, base, folder, tmp_path):
+    decoder = make_decoder(kind)
+    decoder.save_pretrained(tmp_path / "decoder")
+    if base == "stock with another":
+        make_decoder("factored" if kind == "pruned" else "pruned").save_pretrained(folder)
+    if base == "ours":
+        LlavaWithVisualDecoder.from_pretrained(folder).save_pretrained(tmp_path / "ours")
+        LlavaProcessor.from_pretrained(folder).save_pretrained(tmp_path / "ours")
+        folder = tmp_path / "ours"
+    stock = LlavaForConditionalGeneration.from_pretrained(folder) if base != "ours" else None
+    for given in (tmp_path / "decoder", str(tmp_path / "decoder"), decoder):
+        model, info = LlavaWithVisualDecoder.from_pretrained(folder, decoder=given, **INFO)
+        assert model.visual_decoder.kind == model.config.visual_decoder_kind == kind
+        assert torch.equal(model.visual_decoder.own_parameter, decoder.own_parameter)
+        assert not info["missing_keys"] and not info["unexpected_keys"]
+        assert not any(parameter.requires_grad for parameter in model.visual_decoder.parameters())
+        if stock is not None:
+            assert torch.equal(model.get_output_embeddings().weight, stock.get_output_embeddings().weight)
+    loaded, _ = load_model(folder, decoder=tmp_path / "decoder")
+    assert isinstance(loaded, LlavaWithVisualDecoder) and loaded.visual_decoder.kind == kind
+    model.save_pretrained(tmp_path / "saved")
+    again = LlavaWithVisualDecoder.from_pretrained(tmp_path / "saved")
+    assert torch.equal(again.visual_decoder.own_parameter, decoder.own_parameter)
+
+
+def test_a_decoder_that_is_none_or_of_another_model_is_refused(folder, tmp_path):
+    with pytest.raises(ValueError, match="holds no visual decoder"):
+        load_model(folder, decoder=tmp_path)
+    with pytest.raises(ValueError, match="visual_decoder=False"):
+        load_model(folder, visual_decoder=False, decoder=make_decoder())
+    make_decoder(model_type="qwen2_vl").save_pretrained(tmp_path / "decoder")
+    with pytest.raises(ValueError, match="qwen2_vl"):
+        load_model(folder, decoder=tmp_path / "decoder")
+
+
 def test_subfolder(folder, tmp_path):
     make_decoder("factored").save_pretrained(folder)
     model = LlavaWithVisualDecoder.from_pretrained(tmp_path, subfolder="model")
