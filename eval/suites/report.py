@@ -11,6 +11,7 @@ from dualstream.eval.statistics import Estimate
 from .benchmarks import PUBLISHED_NOTE, REDUCTION, published
 from .summary import MEAN, REFERENCE
 
+SPREAD = 0.9  # percentage points between markers that would cover each other
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 COLUMNS = (
     "arm",
@@ -139,22 +140,50 @@ def _panel(panel: Any, rows: dict[str, dict[str, Any]], arms: list[str]) -> None
     full = rows[REFERENCE]["accuracy"]
     panel.axhspan(100 * full["low"], 100 * full["high"], color="#8A8A8A", alpha=0.18, linewidth=0)
     panel.axhline(100 * full["value"], color="#8A8A8A", linewidth=1, label=f"{REFERENCE} (95 % interval)")
-    for number, arm in enumerate(arms):
+    places = _spread({arm: 100 * rows[arm]["reduction_rate"]["value"] for arm in arms})
+    for arm, (color, marker) in zip(arms, _looks(arms), strict=True):
         x, y = rows[arm]["reduction_rate"], rows[arm]["accuracy"]
         panel.errorbar(
-            100 * x["value"],
+            places[arm],
             100 * y["value"],
             xerr=_whiskers(x),
             yerr=_whiskers(y),
-            color=PALETTE[number % len(PALETTE)],
-            marker="osD^vPX*"[number // len(PALETTE)],
+            color=color,
+            marker=marker,
             markersize=5,
             linewidth=1,
             label=arm,
         )
-    panel.set(xlabel="fewer visual tokens, %", ylabel="accuracy, %")
+    panel.set(xlabel="fewer visual tokens, % (equal ones side by side)", ylabel="accuracy, %")
     panel.grid(color="#E3E3E3", linewidth=0.6)
     panel.set_axisbelow(True)
+
+
+def _looks(arms: list[str]) -> list[tuple[str, str]]:
+    """Colour and marker: methods are circles, baselines have a colour for the rule and a marker for the budget."""
+    parts = [arm.partition("@") for arm in arms]
+    rules = list(dict.fromkeys(rule for rule, at, _ in parts if at))
+    budgets = list(dict.fromkeys(budget for _, at, budget in parts if at))
+    methods = [rule for rule, at, _ in parts if not at]
+    looks = []
+    for rule, at, budget in parts:
+        number = (rules if at else methods).index(rule)
+        looks.append((PALETTE[number % len(PALETTE)], "sD^vPX"[budgets.index(budget) % 6] if at else "o"))
+    return looks
+
+
+def _spread(values: dict[str, float], width: float = SPREAD) -> dict[str, float]:
+    """Move values that would lie on each other apart by `width`, around where they are."""
+    places: dict[str, float] = {}
+    group: list[str] = []
+    for arm in sorted(values, key=lambda name: values[name]):
+        if group and values[arm] - values[group[-1]] >= width:
+            group = []
+        group.append(arm)
+        centre = sum(values[name] for name in group) / len(group)
+        for rank, name in enumerate(group):
+            places[name] = centre + (rank - (len(group) - 1) / 2) * width
+    return places
 
 
 def _whiskers(estimate: dict[str, Any]) -> list[list[float]]:

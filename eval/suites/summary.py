@@ -6,6 +6,8 @@ prompt are drawn alike and a difference or a ratio of them is paired.
 
 from __future__ import annotations
 
+import functools
+import zlib
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
@@ -17,7 +19,7 @@ from dualstream.eval.statistics import CONFIDENCE, Estimate, cluster_proportion,
 from .benchmarks import Benchmark, published
 
 REFERENCE = "none"
-RESAMPLES = 2000
+RESAMPLES, CHUNK = 2000, 100
 MEAN = "mean"
 Rows = Sequence[dict[str, Any]]
 
@@ -154,14 +156,25 @@ def retention(scores: list[np.ndarray], reference: list[np.ndarray], clusters: l
 def _drawn_means(values: list[np.ndarray], clusters: list[list[str]]) -> np.ndarray:
     """(RESAMPLES,) means over resampled clusters; of several tasks the mean of theirs."""
     drawn = np.zeros(RESAMPLES)
-    for number, (column, labels) in enumerate(zip(values, clusters, strict=True)):
-        _, codes = np.unique(labels, return_inverse=True)
+    for column, labels in zip(values, clusters, strict=True):
+        codes, draws = _draws(tuple(labels))
         sums, sizes = np.bincount(codes, weights=column), np.bincount(codes)
-        rng = np.random.default_rng(number)
-        for start in range(0, RESAMPLES, 100):  # bounded memory for thousands of clusters
-            weights = rng.multinomial(len(sums), np.full(len(sums), 1 / len(sums)), size=100)
-            drawn[start : start + 100] += (weights @ sums) / (weights @ sizes) / len(values)
+        for start in range(0, RESAMPLES, CHUNK):
+            weights = draws[start : start + CHUNK].astype(np.float64)
+            drawn[start : start + CHUNK] += (weights @ sums) / (weights @ sizes) / len(values)
     return drawn
+
+
+@functools.lru_cache(maxsize=16)
+def _draws(labels: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Number of the cluster of every item, and (RESAMPLES, clusters) how often each cluster is drawn."""
+    _, codes = np.unique(labels, return_inverse=True)
+    count = int(codes.max()) + 1
+    rng = np.random.default_rng(zlib.crc32("\n".join(labels).encode()))
+    draws = np.empty((RESAMPLES, count), dtype=np.uint8)  # thousands of clusters fit; no cluster is drawn 256 times
+    for start in range(0, RESAMPLES, CHUNK):
+        draws[start : start + CHUNK] = rng.multinomial(count, np.full(count, 1 / count), size=CHUNK)
+    return codes, draws
 
 
 def _interval(drawn: np.ndarray) -> tuple[float, float]:

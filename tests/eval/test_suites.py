@@ -10,7 +10,7 @@ from dualstream.eval.spatial_tasks import TASKS_DIR, judge_text, make_docs
 from dualstream.eval.statistics import paired_difference, proportion
 from dualstream.eval.suites.benchmarks import SUITES, Benchmark, benchmarks_of, published
 from dualstream.eval.suites.cells import Cell, read_cell, weights_stamp, write_cell
-from dualstream.eval.suites.report import draw, group_tables
+from dualstream.eval.suites.report import _spread, draw, group_tables
 from dualstream.eval.suites.scores import (
     IncompleteRunError,
     add_costs,
@@ -284,6 +284,12 @@ def test_tables_and_figure(rows, tmp_path):
     draw(rows, tmp_path / "figure.png")
     draw(rows, tmp_path / "again.png")
     assert (tmp_path / "figure.png").read_bytes() == (tmp_path / "again.png").read_bytes()
+
+
+def test_markers_that_would_cover_each_other_stand_side_by_side():
+    assert _spread({"a": 60.0, "b": 60.0, "c": 60.2, "d": 80.0}, 1.0) == pytest.approx(
+        {"a": 60.2 / 3 + 39, "b": 60.2 / 3 + 40, "c": 60.2 / 3 + 41, "d": 80.0}
+    )
 
 
 def test_published_values_stand_apart_and_name_their_model():
