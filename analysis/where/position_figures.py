@@ -36,6 +36,7 @@ def steps(rows: Rows, path: Path) -> Path:
                     curve(panel, x, own, {"row": "vertical", "col": "horizontal", "": "both"}[axis], color)
                     null(panel, x, own, "shuffled places" if axis != "col" else None)
             panel.set(title=f"Learned table: cosine of {heading}", xlabel="step, cells", ylim=(-1.05, 1.05))
+            panel.set_xticks(x)
             panel.axhline(0, color=CONTROL, linewidth=0.8)
             panel.legend()
         return save(fig, path)

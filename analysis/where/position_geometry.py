@@ -137,7 +137,7 @@ class PositionGeometry(Experiment):
         left = ReportTable(
             "What is left of a place's learned embedding in its state",
             ("depth", "cosine, centred", "shuffled", "the paper's projection", "shuffled"),
-            note="Shuffled: embeddings of other places; for the projection it shows what their shared mean alone gives.",
+            note="Shuffled: embeddings of other places; under the projection, what their shared mean alone gives.",
         )
         for _, stage, depth in sorted({(row["number"], row["stage"], row["depth"]) for row in rows}):
             own = (row for row in rows if (row["stage"], row["depth"]) == (stage, depth))
