@@ -42,6 +42,8 @@ def _vision_depths(summary: Mapping[str, Any], folder: Path) -> Path:
     if "stages" in summary:
         panels = [_stage_panel, _graded_panel, _presence_panel, _region_panel, *panels]
     panels = [panel for panel in panels if panel is not _presence_panel or summary.get("presence")]
+    if "graded_name" not in summary.get("stages", {}).get("last", {}):
+        panels = [panel for panel in panels if panel is not _graded_panel]
     rows = -(-len(panels) // 3)
     columns = -(-len(panels) // rows)
     with figure(rows, columns) as (drawn, axes):
@@ -71,8 +73,6 @@ def _stage_panel(axis: Any, summary: Mapping[str, Any]) -> None:
 def _graded_panel(axis: Any, summary: Mapping[str, Any]) -> None:
     for number, (place, style) in enumerate((("last", "-"), ("norm_matched", "--"))):
         stages = summary["stages"][place]
-        if "graded_name" not in stages:
-            continue
         x = range(len(stages["graded_name"]))
         suffix = ", norms matched" if number else ""
         curve(axis, x, stages["graded_attribute"], f"attributes{suffix}", PALETTE[1], linestyle=style)
@@ -105,7 +105,9 @@ def _region_panel(axis: Any, summary: Mapping[str, Any]) -> None:
     ):
         if all(row is not None for row in regions[name]):
             curve(axis, x, [row["miou"] for row in regions[name]], label, color, linestyle=style)
-    axis.axhline(regions["best_grid"]["miou"]["value"], color="black", linewidth=0.8, label="best map of this grid")
+    axis.axhline(
+        regions["cell_majority"]["miou"]["value"], color="black", linewidth=0.8, label="true labels, cell by cell"
+    )
     axis.set(title="Regions against masks, mean IoU", ylim=(-0.02, None))
     axis.legend(loc="center right")
 
@@ -210,7 +212,7 @@ def draw_maps(
         path: of the PNG.
         regions: colour the cells by label, in the schema's palette.
     """
-    size = (2.1 * (len(depths) + 1), 2.2 * len(pictures) + 0.4)
+    size = (2.3 * (len(depths) + 1), 2.4 * len(pictures) + 0.4)
     with figure(len(pictures), len(depths) + 1, size) as (drawn, axes):
         for row, (image, maps) in enumerate(pictures):
             picture = image.image()
@@ -247,5 +249,5 @@ def _draw_map(
         if vocabulary.meaningful[number] and box[2] > box[0]:
             x, y = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
             axis.text(
-                x - 0.5, y - 0.5, text[:8].replace("$", r"\$"), fontsize=3.6, ha="center", va="center", clip_on=True
+                x - 0.5, y - 0.5, text[:8].replace("$", r"\$"), fontsize=5, ha="center", va="center", clip_on=True
             )

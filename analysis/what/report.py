@@ -172,8 +172,8 @@ def _regions(summary: Row) -> str:
     ]
     header = ["vision blocks", "words as they are", "holes filled", "map of another picture"]
     note = (
-        f"Mean IoU over {len(regions['labels'])} labels, background left out. The best map that this grid can show "
-        f"reaches {interval(regions['best_grid']['miou'])}."
+        f"Mean IoU over {len(regions['labels'])} labels, background left out. Cells that all say their commonest true "
+        f"label reach {interval(regions['cell_majority']['miou'])}: the grid is coarse."
     )
     return f"## Regions against masks\n\n{note}\n\n{table(header, rows)}"
 
@@ -214,14 +214,16 @@ def _lenses(summary: Row) -> str:
 
 
 def _throughput(found: Row) -> str:
-    header = ["way", "pictures per second", "seconds per picture"]
+    header = ["way", "pictures per second", "seconds per picture", "speed-up"]
     rows = [
-        [name, f"{row['images_per_second']:.2f}", interval(row["seconds"], 4)] for name, row in found["ways"].items()
+        [name, f"{row['images_per_second']:.2f}", interval(row["seconds"], 4), interval(row["speedup"], 2)]
+        for name, row in found["ways"].items()
     ]
     memory = ", ".join(f"{row['depths']}: {row['peak_mib']:.1f}" for row in found["memory"])
     note = (
-        f"{found['images']} pictures, {found['rounds']} rounds, the two ways in turn in one process; both read all "
-        f"{found['depths']} vision depths after all language-model blocks. Speed-up {interval(found['speedup'], 2)}. "
-        f"Peak of live tensors beyond the weights, MiB, by number of vision depths read: {memory}."
+        f"{found['images']} pictures, {found['rounds']} rounds, the ways in turn in one process, in {found['clock']}. "
+        f"All read {found['depths']} vision depths; the first and the last way say the same word in "
+        f"{100 * found['same_words']:.1f} % of the cells. Peak of live tensors beyond the weights, MiB, by number of "
+        f"vision depths read: {memory}."
     )
     return f"## Throughput\n\n{note}\n\n{table(header, rows)}"

@@ -150,7 +150,7 @@ class Verdict:
 
 
 def judge(
-    attribute: np.ndarray, names: np.ndarray, depths: Sequence[int], peak: int, native: int, seed: int
+    attribute: np.ndarray, names: np.ndarray, depths: Sequence[int], peak: int, native: int, seed: int = 0
 ) -> Verdict:
     """Judge the claim of two stages on test pictures.
 

@@ -18,7 +18,7 @@ from .flow import FIGURES
 from .grid_objects import GridObjects, label_pixels, objects_on_grid
 from .lens_comparison import pooled
 from .presence import Answers, always_no, answer, ask, presence_figures
-from .segmentation import Overlap, best_cells, cells_to_pixels, fill_holes, mean_iou, overlap
+from .segmentation import Overlap, cells_to_pixels, fill_holes, majority_cells, mean_iou, overlap
 from .stages import graded, judge, ratios_with_control, with_interval
 from .study import CHOICE_FILE, FLOW_FILE, HISTORY_FILE, Study
 
@@ -249,11 +249,11 @@ def _regions(study: Study, test: _Set, steps: Sequence[Step]) -> dict[str, Any]:
     said = test.at(steps, study.vocabulary.label)
     filled = [fill_holes(labels, maps.geometry.grids, count) for labels, maps in zip(said, test.maps, strict=True)]
     found: dict[str, list[list[Overlap]]] = {name: [[] for _ in steps] for name in ("filled", "raw", "control")}
-    best: list[Overlap] = []
+    majority: list[Overlap] = []
     for number, (image, maps) in enumerate(zip(images, test.maps, strict=True)):
         truth, counts = label_pixels(image, schema, maps.geometry.image_size)
-        ceiling = best_cells(truth, counts, maps.geometry, count)
-        best.append(overlap(cells_to_pixels(ceiling, maps.geometry), truth, counts, count))
+        true_cells = majority_cells(truth, counts, maps.geometry, count)
+        majority.append(overlap(cells_to_pixels(true_cells, maps.geometry), truth, counts, count))
         other = filled[number - 1]
         for step in range(len(steps)):
             maps_of = {"filled": filled[number][step], "raw": said[number][step]}
@@ -263,7 +263,7 @@ def _regions(study: Study, test: _Set, steps: Sequence[Step]) -> dict[str, Any]:
                 pixels = cells_to_pixels(cells.astype(np.int64), maps.geometry)
                 found[name][step].append(overlap(pixels, truth, counts, count))
     scores = {name: [mean_iou(part) if part else None for part in parts] for name, parts in found.items()}
-    return {**scores, "best_grid": mean_iou(best), "labels": schema.names}
+    return {**scores, "cell_majority": mean_iou(majority), "labels": schema.names}
 
 
 def _inside(study: Study) -> dict[str, Any] | None:
