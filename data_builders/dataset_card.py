@@ -117,8 +117,10 @@ def _count_table(rows: Mapping[str, Mapping[str, int]]) -> str:
 
 
 def _column_table(columns: Mapping[str, str], features: Mapping[str, Features]) -> str:
-    everywhere = {name: feature for config in features.values() for name, feature in config.items()}
-    lines = [f"| `{name}` | {type_name(everywhere[name])} | {meaning} |" for name, meaning in columns.items()]
+    lines = []
+    for name, meaning in columns.items():
+        kinds = dict.fromkeys(type_name(config[name]) for config in features.values() if name in config)
+        lines.append(f"| `{name}` | {' or '.join(kinds)} | {meaning} |")
     return "\n".join(["| column | type | meaning |", "|---|---|---|", *lines, ""])
 
 

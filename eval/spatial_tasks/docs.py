@@ -115,11 +115,16 @@ def load_items(name: str, root: str | Path | None = None) -> tuple[list[Item], P
     if stand_in_images():
         logger.warning("%s: pictures are STAND-INS; every figure of this run is meaningless.", name)
         return items, None
-    _check_pictures(name, items, found.images)
+    require_pictures(name, items, found.images)
     return items, found.images
 
 
-def _check_pictures(name: str, items: Sequence[Item], folder: Path | None) -> None:
+def require_pictures(name: str, items: Sequence[Item], folder: Path | None) -> None:
+    """Check that every picture of a task is in the folder.
+
+    Raises:
+        MissingDataError: some are not, or the annotations do not name them.
+    """
     from .data_folder import SOURCES
 
     if not all(item.image for item in items):

@@ -44,6 +44,14 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "dualstream.data_builders.whatsup_boxes.command",
         "What's Up pictures with the boxes of their objects, checked, as a dataset",
     ),
+    "build pope-objects": (
+        "dualstream.data_builders.pope_objects.command",
+        "objects POPE asks about, as a dataset",
+    ),
+    "build coco-spatial": (
+        "dualstream.eval.spatial_tasks.coco_dataset",
+        "COCO's where-questions of What's Up, as a dataset",
+    ),
     "build spatial-sft": (
         "dualstream.data_builders.spatial_sft.command",
         "conversations about where things are, from scenes or GQA, to fine-tune on",
@@ -59,6 +67,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "analyze lens": (
         "dualstream.analysis.causality.lens",
         "how often an object's cells read as its class, at which depth, with controls",
+    ),
+    "analyze replicate": (
+        "dualstream.analysis.causality.replicate",
+        "a published study as its public code runs it, and mended, side by side",
     ),
     "analyze where": (
         "dualstream.analysis.where.command",
