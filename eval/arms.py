@@ -141,10 +141,8 @@ def _method(text: str, name: str, options: dict[str, str]) -> CompressionConfig:
 
 
 def _budgeted(text: str, name: str, budget: str | None, options: dict[str, str]) -> Arm:
-    if budget in METHODS and budget != NONE:
-        method, ratio = budget, None
-    else:
-        method, ratio = "rle", _share(text, budget)
+    by_method = budget is not None and budget in METHODS and budget != NONE
+    method, ratio = (str(budget), None) if by_method else ("rle", _share(text, budget))
     config = _config(text, options, method, BASELINE_OPTIONS + ("seed",) * (name == "random"))
     return Arm(text, config, planner(RULES[name], ratio, config.seed))
 

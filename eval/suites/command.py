@@ -152,7 +152,16 @@ def _report(
     payload = {"summary": rows, "harness": harness, "manifest": manifest}
     text = group_tables(rows)
     args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "table.md").write_text(text, encoding="utf-8")
+    (args.out / "table.md").write_text(f"{_heading(args, manifest)}\n\n{text}", encoding="utf-8")
     write_json(args.out / "summary.json", payload)
     draw(rows, args.out / "accuracy.png")
     return Result(payload, text.rstrip())
+
+
+def _heading(args: argparse.Namespace, manifest: dict[str, Any]) -> str:
+    versions = ", ".join(f"{name} {number}" for name, number in manifest["versions"].items())
+    return (
+        f"# Arms on suite {args.suite}\n\n`{manifest['command']}`\n\n![accuracy against tokens saved](accuracy.png)\n\n"
+        f"lmms-eval {manifest['lmms_eval']}, {versions}; batches of {args.batch_size}; all runs together "
+        f"{manifest['seconds_of_all_runs'] / 60:.0f} minutes."
+    )
