@@ -191,6 +191,8 @@ def noise_picture(image: Image, cells: np.ndarray, side: int, rng: np.random.Gen
 def query(target: Target, setting: str, max_new_tokens: int | None = None) -> Query:
     """The public code's wordings: no "an" in polling, "this image", VQA answers begun with "It is a".
 
+    On scenes nothing is begun: the embedded models answer with a word alone, and would have no right baseline.
+
     Raises:
         ValueError: the setting is unknown, or VQA without a question.
     """
@@ -201,7 +203,8 @@ def query(target: Target, setting: str, max_new_tokens: int | None = None) -> Qu
     if setting == "polling":
         return Query(setting, f"Is there a {name} in this image?", "", ("yes",), ("no",), words, length)
     if setting == "vqa" and target.question:
-        return Query(setting, target.question, "It is a", (name,), target.rivals, words, length)
+        start = "" if target.image.scene else "It is a"
+        return Query(setting, target.question, start, (name,), target.rivals, words, length)
     raise ValueError(f"setting={setting!r} cannot be asked of picture {target.image.name!r}.")
 
 
