@@ -1,6 +1,6 @@
 // The picture of a view with its cells. Two canvases, no larger than what is seen: cells below, what is pointed at above.
 const MARGIN = 0.5;
-const SMALLEST = 7;  // font size in pixels below which a word is cut
+const SMALLEST = 8;  // font size in pixels below which a word is cut
 const picture = new Image();
 let greyPicture = null;
 
@@ -27,7 +27,7 @@ function widthOf(word) {
 function fitted(word, width, height, largest) {
   const size = Math.min(height * 0.44, (width * 0.88) / widthOf(word), largest);
   if (size >= SMALLEST) return [word, Math.floor(size * 2) / 2];
-  if (height < SMALLEST * 1.5) return null;
+  if (height < SMALLEST * 2 || width < SMALLEST * 3) return null;
   const letters = Array.from(word);
   const room = Math.floor(letters.length * (width * 0.92) / (SMALLEST * widthOf(word))) - 1;
   return room < 2 ? null : [letters.slice(0, room).join("") + "…", SMALLEST];
