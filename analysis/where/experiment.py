@@ -26,6 +26,7 @@ EXPERIMENTS: dict[str, str] = {
     "attention_axes": "attention_axes:AttentionAxes",
     "frequency_sensitivity": "frequency_sensitivity:FrequencySensitivity",
     "intervention": "intervention:Intervention",
+    "erase": "erase:Erase",
     "position_ablations": "position_ablations:PositionAblations",
 }
 # suite -> names of its experiments
@@ -35,6 +36,7 @@ SUITES: dict[str, tuple[str, ...]] = {
     "depth": ("vision_depth",),
     "axes": ("attention_axes", "frequency_sensitivity"),
     "intervention": ("intervention",),
+    "erase": ("erase",),
     "ablations": ("position_ablations",),
 }
 

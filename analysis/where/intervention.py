@@ -12,11 +12,11 @@ import numpy as np
 import torch
 
 from dualstream.analysis.interventions import edited_features, edited_states
-from dualstream.analysis.object_tokens import random_tokens, translated_control
 
 from .axis_questions import axis_question, opposite, score_questions
 from .experiment import Experiment, Finding, ReportTable, pending
 from .items import AXES, ROLES
+from .object_sets import tokens_elsewhere, touched_tokens
 from .relation_directions import PairMeans, control_directions, direction, others, pair_means, sites_of
 from .states import CONNECTOR
 
@@ -159,22 +159,6 @@ def interpolated(means: torch.Tensor, dose: float, towards: bool) -> Change:
     return change
 
 
-def tokens_elsewhere(bench: Bench, item: WhereItem) -> dict[str, np.ndarray]:
-    """For either object, as many tokens as it has, in its shape where that fits, off both objects."""
-    geometry = bench.geometry(bench.size(item))
-    own = {role: bench.tokens(item, role) for role in ROLES}
-    taken = np.union1d(*own.values())
-    found = {}
-    for role, tokens in own.items():
-        copies = translated_control(geometry, tokens, taken, bench.seed, f"{item.name}-{role}")
-        if not copies:
-            free = np.setdiff1d(np.arange(len(geometry)), taken)
-            copies = random_tokens(free, len(tokens), bench.seed, f"{item.name}-{role}")
-        found[role] = copies[0]
-        taken = np.union1d(taken, found[role])
-    return found
-
-
 def edited_site(bench: Bench, site: Place, edit: Callable[..., torch.Tensor]) -> AbstractContextManager[None]:
     """Edit the visual tokens at a place; deepstack features keep theirs."""
     if site.stage == CONNECTOR:
@@ -204,9 +188,7 @@ def _ask(
 
     def edit(states: torch.Tensor, at: VisualPlace) -> torch.Tensor:
         item = items[at.image]
-        tokens = {role: bench.tokens(item, role) for role in ROLES}
-        if condition.method == ELSEWHERE:
-            tokens = tokens_elsewhere(bench, item)
+        tokens = tokens_elsewhere(bench, item) if condition.method == ELSEWHERE else touched_tokens(bench, item)
         return changes[at.image](states, tokens)
 
     axes = [item.axis if condition.asked == OWN else AXES[1 - AXES.index(item.axis)] for item in items]

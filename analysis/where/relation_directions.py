@@ -12,6 +12,7 @@ import torch
 from dualstream.analysis.object_tokens import generator
 
 from .items import ROLES
+from .object_sets import touched_tokens
 from .states import CONNECTOR, LLM, Place, read_places
 from .vision_states import chosen_depths
 
@@ -71,7 +72,8 @@ def pair_means(bench: Bench, pairs: Sequence[ObjectPair], places: Sequence[Place
         sizes = read_places(bench, bench.inputs(part), places, states.__setitem__)
         for place in places:
             for item, own in zip(part, states[place].split(sizes), strict=True):
-                found[place].append(torch.stack([own[bench.tokens(item, role)].mean(0) for role in ROLES]))
+                tokens = touched_tokens(bench, item)
+                found[place].append(torch.stack([own[tokens[role]].mean(0) for role in ROLES]))
     return {
         place: [
             PairMeans(pair.pair_id, pair.kinds, torch.stack(means[4 * number : 4 * number + 4]))
