@@ -161,7 +161,8 @@ def _report(
 def _heading(args: argparse.Namespace, manifest: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {number}" for name, number in manifest["versions"].items())
     return (
-        f"# Arms on suite {args.suite}\n\n`{manifest['command']}`\n\n![accuracy against tokens saved](accuracy.png)\n\n"
+        f"# Arms on suite {args.suite}\n\n`{manifest['command']}`\n\n"
+        "![accuracy against tokens saved](accuracy.png)\n\n"
         f"lmms-eval {manifest['lmms_eval']}, {versions}; batches of {args.batch_size}; all runs together "
         f"{manifest['seconds_of_all_runs'] / 60:.0f} minutes."
     )

@@ -71,7 +71,7 @@ def _row(
     scores, reference = [_column(rows, "score") for rows in items], [_column(c["items"], "score") for c in full]
     clusters = [[row["cluster"] for row in rows] for rows in items]
     tokens = [_column(rows, "prompt_tokens") * c["kv_bytes_per_token"] for rows, c in zip(items, cells, strict=True)]
-    reduction = [1 - _column(r, "kept_tokens") / np.maximum(_column(r, "visual_tokens"), 1) for r in items]
+    reduction = [_reduction(rows) for rows in items]
     kept = retention(scores, reference, clusters)
     row = {
         "model": model,
@@ -194,6 +194,12 @@ def _whole(items: Rows, name: str, size: int | None) -> Estimate | None:
         return None
     scores = np.array([np.prod([row["score"] for row in rows]) for rows in whole])
     return accuracy([scores], [[rows[0]["cluster"] for rows in whole]])
+
+
+def _reduction(rows: Rows) -> np.ndarray:
+    """1 - kept / all visual tokens of every item; 0 where there is no picture."""
+    visual = _column(rows, "visual_tokens")
+    return np.where(visual > 0, 1 - _column(rows, "kept_tokens") / np.maximum(visual, 1), 0.0)
 
 
 def _column(rows: Rows, name: str) -> np.ndarray:
