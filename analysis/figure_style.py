@@ -15,7 +15,7 @@ PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#0
 CONTROL = "#8A8A8A"  # of controls and chance levels, always
 BACKGROUND = "#FFFFFF"
 DPI = 110
-STYLE: dict[str, Any] = {
+STYLE: Any = {
     "figure.dpi": DPI,
     "figure.facecolor": BACKGROUND,
     "font.family": "DejaVu Sans",

@@ -211,9 +211,10 @@ def _refuse_repeated(claims: Iterable[tuple[str, str]], attributes: dict[str, tu
 def _table(value: Any, where: str, accepted: set[str] | None = None, needed: Sequence[str] = ()) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"{where} must be a table of keys and values, got {value!r}.")
-    unknown = sorted(set(map(str, value)) - accepted) if accepted is not None else []
+    unknown = [] if accepted is None else sorted(set(map(str, value)) - accepted)
     if unknown:
-        raise ValueError(f"{where} has unknown keys {', '.join(unknown)}; accepted are {', '.join(sorted(accepted))}.")
+        keys = ", ".join(sorted(accepted or ()))
+        raise ValueError(f"{where} has unknown keys {', '.join(unknown)}; accepted are {keys}.")
     missing = [key for key in needed if key not in value]
     if missing:
         raise ValueError(f"{where} has no {', '.join(missing)}.")

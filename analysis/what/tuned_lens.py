@@ -92,7 +92,8 @@ class TunedLens(nn.Module):
             raise ValueError(f"{Path(file).name} is no safetensors file: {error}") from None
         if facts.pop("format", None) != FORMAT or set(tensors) != {"weight", "bias"}:
             raise ValueError(f"{Path(file).name} is no tuned lens; it holds {', '.join(sorted(tensors))}.")
-        lens = cls(*tensors["bias"].shape, facts.pop("readout", ""), facts)
+        depth, width = tensors["bias"].shape
+        lens = cls(depth, width, facts.pop("readout", ""), facts)
         lens.load_state_dict(tensors)
         return lens.eval()
 
