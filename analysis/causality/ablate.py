@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from dualstream.cli import Result, open_model
@@ -48,7 +48,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "model instead of before it, or @all at every depth. The first one runs every condition, further ones the "
         "main conditions (default: %(default)s)",
     )
-    parser.add_argument("--arm-limit", type=int, metavar="N", help="pictures that run the further arms (default: all)")
+    parser.add_argument(
+        "--further-limit",
+        type=int,
+        metavar="N",
+        help="pictures that also run further arms, attribution and sets of fixed sizes (default: all)",
+    )
     parser.add_argument(
         "--counts", default="5,10,20,40", help="sizes of random and attribution sets (default: %(default)s)"
     )
@@ -75,19 +80,19 @@ def run(args: argparse.Namespace) -> Result:
     model, processor = open_model(args)
     plan = plan_of(args, len(family_of(model).llm_blocks(model)))
     pictures, selection = choose_pictures(args, processor)
-    further = len(pictures) if args.arm_limit is None else min(args.arm_limit, len(pictures))
+    further = len(pictures) if args.further_limit is None else min(args.further_limit, len(pictures))
     facts = identity(args, model, "analyze ablate")
     reference_name = args.reference or _reference_name(args.data)
     options = {"reference": reference_name.split("/")[-1], "mean": args.mean and str(args.mean).split("/")[-1]}
-    rows = ResumableRows(args.out, {**facts, **options, "arm_limit": args.arm_limit, "plan": asdict(plan)})
+    rows = ResumableRows(args.out, {**facts, **options, "further_limit": args.further_limit, "plan": asdict(plan)})
     units = _units(pictures, further)
     if any(name not in rows for name in units):
         reference = open_reference(model, processor, reference_name, plan, args.mean)
-        whole = {name: name.startswith("arms") for name in units}
-        by_size = {id(part): whole[name] for name, part in units.items()}
+        core = replace(plan, arms=plan.arms[:1], ig_steps=0, counts=())
+        plans = {id(part): plan if name.startswith("whole") else core for name, part in units.items()}
 
         def work(part: Sequence[Picture]) -> list[dict[str, Any]]:
-            return ablate_targets(model, processor, part, plan, reference, arms=by_size[id(part)])
+            return ablate_targets(model, processor, part, plans[id(part)], reference)
 
         run_missing(rows, units, work)
     table = rows.table(list(units))
@@ -179,9 +184,9 @@ def _reference_name(data: str) -> str:
 
 
 def _units(pictures: list[Picture], further: int) -> dict[str, Sequence[Picture]]:
-    """Pictures that run together; those that run the further arms come first and are named ``arms``."""
+    """Pictures that run together; those that run the whole plan come first, the others its main conditions."""
     units: dict[str, Sequence[Picture]] = {}
-    for kind, begin, end in (("arms", 0, further), ("main", further, len(pictures))):
+    for kind, begin, end in (("whole", 0, further), ("core", further, len(pictures))):
         for start in range(begin, end, PICTURES_PER_UNIT):
             units[f"{kind} {start:06d}"] = pictures[start : min(start + PICTURES_PER_UNIT, end)]
     return units

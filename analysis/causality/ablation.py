@@ -111,7 +111,6 @@ def ablate_targets(
     pictures: Sequence[Picture],
     plan: AblationPlan,
     reference: Reference,
-    arms: bool = True,
 ) -> list[dict[str, Any]]:
     """Run all conditions of a plan on some pictures.
 
@@ -121,7 +120,6 @@ def ablate_targets(
         pictures: of ``open_picture``, each with at least one object token.
         plan: what to run.
         reference: replacement values at the connector and at all depths of the plan.
-        arms: whether to run the further arms of the plan, too.
 
     Returns:
         One row per picture, setting, condition and arm; see ``_row`` for the columns. The rows of a chunk are the same
@@ -133,7 +131,7 @@ def ablate_targets(
     for setting in plan.settings:
         work = chunk.conditions(setting)
         rows += chunk.run(setting, work, plan.arms[0], generate=True)
-        if arms and len(plan.arms) > 1 and setting != "generative":
+        if len(plan.arms) > 1 and setting != "generative":
             few = [(p, c) for p, c in work if c.draw == 0 and c.name in (BASELINE.name, *ARM_CONDITIONS)]
             for arm in plan.arms:
                 rows += chunk.run(setting, few, arm, generate=False)

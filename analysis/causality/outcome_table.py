@@ -32,7 +32,7 @@ def against_baseline(frame: pd.DataFrame, base: pd.DataFrame, seed: int = 0) -> 
     first = joined[joined["draw"] == joined["draw"].min()] if "draw" in joined else joined
     found: dict[str, Any] = {
         "images": int(joined["image"].nunique()),
-        "accuracy": cluster_proportion(joined["correct"].to_numpy(bool), joined["image"].to_numpy()).to_dict(),
+        "accuracy": _share(joined["correct"].to_numpy(bool), joined["image"].to_numpy()),
         "destroyed": None,
         "margin_change": None,
         "probability": None,
@@ -40,7 +40,7 @@ def against_baseline(frame: pd.DataFrame, base: pd.DataFrame, seed: int = 0) -> 
     }
     if len(right):
         wrong = ~right["correct"].to_numpy(bool)
-        found["destroyed"] = cluster_proportion(wrong, right["image"].to_numpy()).to_dict()
+        found["destroyed"] = _share(wrong, right["image"].to_numpy())
     if joined["margin"].notna().all():
         change = (joined["margin"] - joined["margin_base"]).groupby(joined["image"]).mean()
         found["margin_change"] = bootstrap_mean(change.to_numpy(), seed).to_dict()
@@ -95,6 +95,12 @@ def baseline_of(frame: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, Any]]:
     if not base.index.is_unique:
         raise ValueError("the plain model has several rows for one image.")
     return base, {"accuracy": proportion(base["correct"].to_numpy(bool)).to_dict()}
+
+
+def _share(values: np.ndarray, images: np.ndarray) -> dict[str, Any]:
+    """A share with Wilson's interval, by image where an image has several draws."""
+    single = len(np.unique(images)) == len(images)
+    return (proportion(values) if single else cluster_proportion(values, images)).to_dict()
 
 
 def _at(entry: dict[str, Any], path: Sequence[str]) -> Any:

@@ -256,6 +256,7 @@ def right_token(processor: ProcessorMixin, query: Query) -> int:
     return answer_tokens(processor, query).right[0]
 
 
+@lru_cache(maxsize=1024)
 def answer_tokens(processor: ProcessorMixin, query: Query) -> AnswerTokens:
     """First tokens of right and wrong answers as they follow this prompt, without special tokens.
 
