@@ -13,16 +13,43 @@ from dualstream.cli import Result, add_model_arguments, open_model
 
 PACKAGES = ("torch", "torchvision", "transformers", "tokenizers", "datasets", "safetensors", "numpy", "PIL")
 OPTIONAL_PACKAGES = {"trl": "train", "peft": "train", "accelerate": "train", "lmms_eval": "eval", "gradio": "space"}
-LOGIT_TOLERANCE = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}  # relative to the largest logit
+# what is checked -> function of ``model_checks``
+CHECKS = {
+    "image spans": "check_spans",
+    "image spans, odd sizes": "check_sizes",
+    "grid": "check_grid",
+    "lens, first entry": "check_lens_entries",
+    "lens identity": "check_lens",
+    "compression, nothing merged": "check_identity",
+    "compression, rle": "check_compression",
+    "ablation of nothing": "check_ablation_of_nothing",
+    "ablation of all visual tokens": "check_ablation_of_all",
+    "knockout of nothing, of one destination": "check_knockout_of_nothing",
+    "knockout of all visual tokens": "check_knockout",
+    "scorers": "check_scorers",
+}
 
 
 @dataclass(frozen=True)
 class Check:
-    """One finding: its name, whether it holds, and the numbers behind it."""
+    """One finding.
+
+    Attributes:
+        name: what was checked.
+        ok: whether it holds, or is ruled out by the architecture.
+        detail: the numbers behind it, or the reason.
+        limited: whether the architecture rules it out; the detail says why.
+    """
 
     name: str
     ok: bool
     detail: str
+    limited: bool = False
+
+    @property
+    def mark(self) -> str:
+        """How a person sees it."""
+        return "limit" if self.limited else "ok" if self.ok else "FAIL"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,16 +59,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> Result:
-    """Check the environment, then the checkpoint."""
+    """Check the environment, then the checkpoint; write its support card."""
     name = args.checkpoint or args.model
     environment = describe_environment()
-    checks = check_model(lambda: open_model(args, name))
+    checks, card = check_model(lambda: open_model(args, name))
     ok = all(check.ok for check in checks)
-    payload = {"model": name, "ok": ok, "environment": environment, "checks": [asdict(check) for check in checks]}
+    payload = {
+        "model": name,
+        "ok": ok,
+        "environment": environment,
+        "checks": [asdict(check) for check in checks],
+        "card": card,
+    }
     lines = [f"{key:>14}  {value}" for key, value in environment.items()]
-    lines += ["", f"{name}:"]
-    lines += [f"  {'ok  ' if check.ok else 'FAIL'}  {check.name}: {check.detail}" for check in checks]
-    return Result(payload, "\n".join(lines), ok)
+    return Result(payload, "\n".join([*lines, "", *format_card(name, checks, card)]), ok)
+
+
+def format_card(name: str, checks: list[Check], card: dict[str, Any]) -> list[str]:
+    """The support card as lines: what the model is, what was checked, what is limited and why."""
+    lines = [f"{name}:"]
+    lines += [f"  {key}: {value}" for key, value in card.items() if key != "limits"]
+    lines += ["", *(f"  {check.mark:<5}  {check.name}: {check.detail}" for check in checks)]
+    if card.get("limits"):
+        lines += ["", "  limits:", *(f"  - {limit}" for limit in card["limits"])]
+    return lines
 
 
 def describe_environment() -> dict[str, str]:
@@ -58,119 +99,30 @@ def describe_environment() -> dict[str, str]:
     return found
 
 
-def check_model(load: Callable[[], tuple[Any, Any]]) -> list[Check]:
-    """Run every check on the model that ``load`` returns; a check that raises is a failed check."""
+def check_model(load: Callable[[], tuple[Any, Any]]) -> tuple[list[Check], dict[str, Any]]:
+    """Run every check on the model that ``load`` returns; a check that raises is a failed check.
+
+    Returns:
+        The checks, and what the model is made of (empty if it could not be told).
+    """
+    from . import model_checks
+    from .model_checks import NotPossible
+
     try:
         model, processor = load()
     except (ValueError, OSError) as error:
-        return [Check("load", False, str(error))]
+        return [Check("load", False, str(error))], {}
     parameters = sum(parameter.numel() for parameter in model.parameters())
     checks = [Check("load", True, f"{type(model).__name__}, {parameters / 1e6:.1f} M parameters, {model.dtype}")]
-    inputs = None
-    for name, function in (
-        ("image spans", check_spans),
-        ("grid", check_grid),
-        ("lens identity", check_lens),
-        ("compression, nothing merged", check_identity),
-        ("compression, rle", check_compression),
-    ):
+    inputs, card = None, {}
+    for name, function_name in CHECKS.items():
         try:
-            inputs = _probe_inputs(model, processor) if inputs is None else inputs
-            ok, detail = function(model, processor, inputs)
+            inputs = model_checks.probe_inputs(model, processor) if inputs is None else inputs
+            card = card or model_checks.describe(model, processor, inputs)
+            check = Check(name, *getattr(model_checks, function_name)(model, processor, inputs))
+        except NotPossible as reason:
+            check = Check(name, True, str(reason), limited=True)
         except Exception as error:  # the doctor reports every way a checkpoint can fail
-            ok, detail = False, f"{type(error).__name__}: {error}"
-        checks.append(Check(name, ok, detail))
-    return checks
-
-
-def _probe_image():
-    """A picture with different content left and right, neither square nor a multiple of any patch size."""
-    from PIL import Image, ImageDraw
-
-    image = Image.new("RGB", (317, 211), "white")
-    draw = ImageDraw.Draw(image)
-    draw.ellipse((20, 30, 130, 140), fill="crimson")
-    draw.rectangle((180, 60, 290, 190), fill="royalblue")
-    return image
-
-
-def _probe_inputs(model, processor):
-    from dualstream.processing import build_inputs
-
-    inputs = build_inputs(processor, [_probe_image()], ["What is in this image?"]).to(model.device)
-    inputs.pop("compression", None)
-    return inputs
-
-
-def _feature_count(model, inputs) -> tuple[int, list[tuple[int, int]]]:
-    from dualstream.modeling import read_visual_tokens
-
-    reading = read_visual_tokens(model, inputs)
-    return reading.ids.shape[0], [tuple(grid) for grid in reading.grids.tolist()]
-
-
-def check_spans(model, processor, inputs) -> tuple[bool, str]:
-    """As many placeholders in the prompt as the connector makes features."""
-    from dualstream.modeling import family_of
-
-    placeholders = int((inputs["input_ids"] == family_of(model).image_token_id(model.config)).sum())
-    features, _ = _feature_count(model, inputs)
-    return placeholders == features, f"{placeholders} placeholders, {features} features"
-
-
-def check_grid(model, processor, inputs) -> tuple[bool, str]:
-    """The processor's geometry and the model's features agree on every block's rows and columns."""
-    from dualstream.processing import token_geometry
-
-    _, grids = _feature_count(model, inputs)
-    expected = [tuple(grid) for grid in token_geometry(processor, _probe_image().size).grids]
-    described = ", ".join(f"{rows}x{columns}" for rows, columns in grids)
-    return grids == expected, f"{described} cells" if grids == expected else f"{described}, geometry says {expected}"
-
-
-def check_lens(model, processor, inputs) -> tuple[bool, str]:
-    """Reading after the last block with the final norm equals the model's own next-token choice on image cells."""
-    import torch
-
-    from dualstream.modeling import family_of, read_visual_tokens
-
-    family = family_of(model)
-    with torch.no_grad():
-        logits = model(**inputs).logits[inputs["input_ids"] == family.image_token_id(model.config)].float()
-    reading = read_visual_tokens(model, inputs, depth=len(family.llm_blocks(model)), final_norm=True)
-    stated = reading.scores[:, 0]
-    own = logits.log_softmax(-1).gather(1, reading.ids[:, :1])[:, 0]
-    gap = float((stated - own).abs().max())
-    same = float((logits.argmax(-1) == reading.ids[:, 0]).float().mean())
-    tolerance = LOGIT_TOLERANCE[str(model.dtype).removeprefix("torch.")] * max(1.0, float(logits.abs().max()))
-    return gap <= tolerance, f"top-1 agreement {100 * same:.1f} %, largest log-probability gap {gap:.1e}"
-
-
-def check_identity(model, processor, inputs) -> tuple[bool, str]:
-    """Where no two neighbours read alike, the compressed forward pass equals the stock one bit for bit."""
-    import torch
-
-    from dualstream.modeling import VisualDecoder, compressing, family_of
-
-    class EveryCellDiffers(VisualDecoder):
-        def top_k(self, features, k=1, unembedding=None):
-            ids = torch.arange(features.shape[0], device=features.device) % self.vocab_size
-            return ids[:, None].expand(-1, k)
-
-    decoder = EveryCellDiffers.from_unembedding(family_of(model).unembedding(model).weight)
-    with torch.no_grad():
-        stock = model(**inputs).logits
-        with compressing(model, method="rle", decoder=decoder):
-            rewritten = model(**inputs).logits
-    equal = torch.equal(stock, rewritten)
-    return equal, "identical logits" if equal else f"logits differ by {float((stock - rewritten).abs().max()):.1e}"
-
-
-def check_compression(model, processor, inputs) -> tuple[bool, str]:
-    """Run-length compression shortens the prompt and still answers."""
-    from dualstream.processing import answer_questions
-
-    (answer,) = answer_questions(
-        model, processor, [_probe_image()], ["What is in this image?"], compression="rle", max_new_tokens=8
-    )
-    return answer.kept_tokens > 0, f"{answer.kept_tokens} of {answer.visual_tokens} visual tokens kept"
+            check = Check(name, False, f"{type(error).__name__}: {error}")
+        checks.append(check)
+    return checks, card

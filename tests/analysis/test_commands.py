@@ -174,7 +174,7 @@ def test_read_writes_the_files_it_promises(tmp_path, capsys):
 def test_doctor_finds_nothing_wrong_with_the_embedded_models(capsys, model):
     result = run_json(capsys, "doctor", model)
     assert [check["name"] for check in result["checks"] if not check["ok"]] == []
-    assert result["exit"] == 0 and len(result["checks"]) == 6
+    assert result["exit"] == 0 and len(result["checks"]) == 13
 
 
 def test_doctor_reports_a_broken_checkpoint(tmp_path, capsys):
