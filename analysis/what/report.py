@@ -51,7 +51,7 @@ def _head(summary: Row, manifest: Row) -> str:
         how = "as asked for" if summary["options"]["llm_depth"] is not None else "the last, as there are no objects"
     lines = [
         f"# What {summary['model']} reads, by depth",
-        f"`{manifest['command']}`, {manifest['seconds']:.0f} s, seed {manifest['seed']}.",
+        f"`{manifest['command']}`, seed {manifest['seed']}.",
         f"{summary['images']} pictures. The model's own features come after {own}. Unless it says otherwise, readings "
         f"are taken after {summary['llm_depth']} of {summary['llm_blocks']} language-model blocks ({how}), with the "
         "final norm. Intervals are 95 %, over pictures.",
@@ -120,6 +120,11 @@ def _stages(summary: Row) -> str:
         rows.append(row)
     header = ["vision blocks", "r_A", "r_A, other words", "r_R", "r_R, other words", "graded attribute", "graded name"]
     lines = ["## Two stages: attributes first, then names?"]
+    lines.append(
+        "It holds if own attributes are said above chance at some depth, fall from there to the native depth, own "
+        "names rise, and their change point comes later, each with its whole interval; it does not hold if one of "
+        "these is refuted by its whole interval."
+    )
     for kind, label in (("top1", "Best words"), ("graded", "Graded figures (nats, no threshold)")):
         if f"verdict_{kind}" in stages:
             lines.append(f"**{label}:** {verdict_sentence(stages[f'verdict_{kind}'])}")
@@ -129,15 +134,14 @@ def _stages(summary: Row) -> str:
 def verdict_sentence(verdict: Row) -> str:
     """What the figures say about two stages, in one paragraph."""
     outcome = "holds" if verdict["holds"] else "does not hold" if verdict["fails"] else "is undecided"
-    figures = (
-        f"attributes fall by {interval(verdict['fall_of_attributes'])} from their peak to the native depth (peak at "
-        f"{verdict['peak_on_validation']} vision blocks, found on validation pictures), names rise by "
-        f"{interval(verdict['rise_of_names'])}; the change point of names lies at "
+    return (
+        f"the claim {outcome}. Own attributes are {interval(verdict['attributes_at_peak'])} above chance at their "
+        f"peak, after {verdict['peak_on_validation']} vision blocks (found on validation pictures), and fall by "
+        f"{interval(verdict['fall_of_attributes'])} from there to the native depth; own names rise by "
+        f"{interval(verdict['rise_of_names'])}. On the test pictures the change point of names lies at "
         f"{interval(verdict['name_change'], 1)} vision blocks, the peak of attributes at "
         f"{interval(verdict['attribute_peak'], 1)}."
     )
-    flat = " Attributes stay level at all depths, so their peak has no meaning." if verdict["flat"] else ""
-    return f"the claim {outcome}: {figures}{flat}"
 
 
 def _presence(summary: Row) -> str:

@@ -135,13 +135,15 @@ class Verdict:
     """What the curves say about two stages.
 
     Attributes:
-        fall_of_attributes: r_A at its peak minus at the native depth; the peak is found on other pictures.
-        rise_of_names: r_R at the native depth minus at that peak.
+        attributes_at_peak: r_A above its control at the peak of that difference, which is found on other pictures.
+        fall_of_attributes: r_A above its control, at that peak minus at the native depth.
+        rise_of_names: r_R above its control, at the native depth minus at that peak.
         lead: change point of r_R minus peak of r_A, in vision blocks, on the same resampled pictures.
-        holds: whether all three are above 0 with their whole interval.
+        holds: whether all four are above 0 with their whole interval.
         fails: whether one is at or below 0 with its whole interval.
     """
 
+    attributes_at_peak: Estimate
     fall_of_attributes: Estimate
     rise_of_names: Estimate
     lead: Estimate
@@ -155,13 +157,14 @@ def judge(
     """Judge the claim of two stages on test pictures.
 
     Args:
-        attribute: (pictures, J) r_A, graded or not.
-        names: (pictures, J) r_R.
+        attribute: (pictures, J) r_A above its control, or graded.
+        names: (pictures, J) r_R, likewise.
         depths: the J vision depths, ascending.
         peak: index of the peak of r_A on validation pictures.
         native: index of the native depth.
         seed: of the resampling.
     """
+    there = bootstrap_mean(attribute[:, peak], seed)
     fall = bootstrap_mean(attribute[:, peak] - attribute[:, native], seed)
     rise = bootstrap_mean(names[:, native] - names[:, peak], seed)
     draws = np.random.default_rng(seed).integers(0, len(names), (RESAMPLES, len(names)))
@@ -172,5 +175,5 @@ def judge(
 
     low, high = np.percentile([lead(chosen) for chosen in draws], [2.5, 97.5])
     ahead = Estimate(lead(np.arange(len(names))), float(low), float(high), len(names))
-    parts = (fall, rise, ahead)
+    parts = (there, fall, rise, ahead)
     return Verdict(*parts, all(part.low > 0 for part in parts), any(part.high <= 0 for part in parts))

@@ -23,6 +23,7 @@ import torch
 from tqdm import tqdm
 
 from dualstream.analysis.annotated_images import AnnotatedImage, open_annotated
+from dualstream.analysis.object_tokens import generator
 from dualstream.analysis.resumable_rows import ResumableRows
 from dualstream.eval.manifest import write_json
 from dualstream.modeling.families import family_of
@@ -50,7 +51,7 @@ LENS_FILE, FLOW_FILE, CHOICE_FILE, HISTORY_FILE = (
     "choice.json",
     "tuned_lens.json",
 )
-FLOW_IMAGES = 32
+FLOW_IMAGES, LENS_TOKENS = 32, 64
 
 
 @dataclass(frozen=True)
@@ -203,10 +204,20 @@ class Study:
     def _all_states(self, images: Sequence[AnnotatedImage]) -> dict[int, torch.Tensor]:
         parts: dict[int, list[torch.Tensor]] = {}
         for batch in self._progress(list(batches(images, self.options.batch_size)), "states of the lens"):
-            states, _ = native_states(self.model, self.processor, [image.image() for image in batch])
+            states, sizes = native_states(self.model, self.processor, [image.image() for image in batch])
+            rows = self._some_tokens(batch, sizes)
             for depth, values in states.items():
-                parts.setdefault(depth, []).append(values)
+                parts.setdefault(depth, []).append(values[rows.to(values.device)].cpu())
         return {depth: torch.cat(values) for depth, values in parts.items()}
+
+    def _some_tokens(self, batch: Sequence[AnnotatedImage], sizes: Sequence[int]) -> torch.Tensor:
+        """Rows of the tokens that the lens is fitted on: at most ``LENS_TOKENS`` per picture, drawn at random."""
+        rows, start = [], 0
+        for image, size in zip(batch, sizes, strict=True):
+            draw = generator(self.options.seed, image.name, "lens").permutation(size)[:LENS_TOKENS]
+            rows.append(start + np.sort(draw))
+            start += size
+        return torch.from_numpy(np.concatenate(rows))
 
     def _choose(self) -> None:
         """Choose the language-model depth on validation pictures; then read them at all vision depths."""

@@ -151,7 +151,7 @@ def _stages(study: Study, test: _Set) -> dict[str, Any]:
         found[name] = {"llm_depth": depth, **_stage_curves(study, test, steps)}
     depths, seed = list(study.vision_depths), study.options.seed
     across = [Step(j, study.depth) for j in depths]
-    for kind, curves in (("top1", _ratio_curves), ("graded", _graded_curves)):
+    for kind, curves in (("top1", _gain_curves), ("graded", _graded_curves)):
         held, here = curves(study, validation, across), curves(study, test, across)
         if held is None or here is None:
             continue
@@ -159,6 +159,7 @@ def _stages(study: Study, test: _Set) -> dict[str, Any]:
         verdict = judge(here["attribute"], here["name"], depths, peak, study.native, seed)
         found[f"verdict_{kind}"] = {
             "peak_on_validation": depths[peak],
+            "attributes_at_peak": verdict.attributes_at_peak,
             "fall_of_attributes": verdict.fall_of_attributes,
             "rise_of_names": verdict.rise_of_names,
             "lead": verdict.lead,
@@ -167,7 +168,6 @@ def _stages(study: Study, test: _Set) -> dict[str, Any]:
             "attribute_peak": _at_depths(with_interval(here["attribute"], "peak", seed), depths),
             "attribute_change": _at_depths(with_interval(here["attribute"], "change", seed), depths),
             "name_change": _at_depths(with_interval(here["name"], "change", seed), depths),
-            "flat": bool(np.ptp(here["attribute"].mean(0)) < 1e-3),
         }
     return found
 
@@ -194,6 +194,12 @@ def _ratio_curves(study: Study, pictures: _Set, steps: Sequence[Step]) -> dict[s
         "name_control": np.stack([item.representative_control for item in ratios]),
     }
     return stacked | {f"{name}_gain": stacked[name] - stacked[f"{name}_control"] for name in ("attribute", "name")}
+
+
+def _gain_curves(study: Study, pictures: _Set, steps: Sequence[Step]) -> dict[str, np.ndarray]:
+    """(pictures, J) of r_A and r_R above their controls: words that fit by chance count for nothing."""
+    curves = _ratio_curves(study, pictures, steps)
+    return {name: curves[f"{name}_gain"] for name in ("attribute", "name")}
 
 
 def _graded_curves(

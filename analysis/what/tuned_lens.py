@@ -146,7 +146,7 @@ def fit_tuned_lens(
         (nats).
     """
     fit = fit or Fit()
-    lens = TunedLens.for_model(model, facts)
+    lens = TunedLens.for_model(model, facts).to(family_of(model).unembedding(model).weight.device)
     depth, history = len(lens.weight), {}
     missing = sorted(set(range(depth + 1)) - set(states) | set(range(depth + 1)) - set(held_out))
     if missing:
@@ -176,6 +176,7 @@ def _fit_depth(
     def divergence(rows: torch.Tensor, final: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():  # a batch at a time: the vocabulary is wide
             wanted = _log_probs(model, final)
+        rows = rows.to(weight.device)
         moved = rows.float() + nn.functional.linear(rows.float(), weight, bias)
         read = _log_probs(model, moved.to(rows.dtype))
         return nn.functional.kl_div(read, wanted, log_target=True, reduction="batchmean")

@@ -179,7 +179,9 @@ def test_two_stages_are_told_from_one():
     together = judge(name, name, range(8), 7, 7)
     assert together.fails and not together.holds
     nothing = judge(np.zeros((80, 8)), name, range(8), 0, 7)
-    assert nothing.fails  # no attribute ever falls
+    assert nothing.fails  # no attribute is ever said
+    noise = judge(rng.normal(0, 0.1, (80, 8)), name, range(8), 2, 7)
+    assert not noise.holds
 
 
 def test_questions_are_balanced_and_drawn_by_picture_and_seed():
