@@ -74,14 +74,14 @@ def run(args: argparse.Namespace) -> Result:
         "split": args.split,
         "questions": args.questions.name if args.questions else None,
         "mean": args.mean.name if args.mean else None,
-        "reference": data_label(args.reference or data),
+        "reference": data_label(reference_name(args.reference or data)),
     }
     identity = {key: value for key, value in facts.items() if key != "data"}  # more pictures continue a run
     settings = {"command": f"analyze replicate {args.study}", **identity, "dtype": str(model.dtype), **asdict(options)}
     rows = ResumableRows(args.out, settings)
     missing = [image for image in images if image.name not in rows]
     if missing:
-        reference = open_reference(model, processor, args, data)
+        reference = open_reference(model, processor, args, reference_name(args.reference or data))
         vocabulary = ClassVocabulary(processor.tokenizer, len(model.get_output_embeddings().weight))
         bench = Bench(model, processor, reference, vocabulary, questions, options)
         _run_missing(bench, missing, rows, len(images), replicate_picture)
@@ -96,7 +96,15 @@ def run(args: argparse.Namespace) -> Result:
     return Result({"summary": summary, "manifest": manifest}, format_report(summary))
 
 
-def open_reference(model: Any, processor: Any, args: argparse.Namespace, data: str) -> Reference:
+def reference_name(data: str) -> str:
+    """Where the replacement values come from: the validation split of the data."""
+    if str(data).partition(":")[0] != "scenes":
+        return str(data)
+    pixels = (str(data).split(":") + [""] * 3)[3] or str(SCENE_PIXELS)
+    return f"scenes:validation:{REFERENCE_PICTURES}:{pixels}"
+
+
+def open_reference(model: Any, processor: Any, args: argparse.Namespace, name: str) -> Reference:
     """Replacement values: means over validation pictures, or a vector of one's own.
 
     Raises:
@@ -106,10 +114,6 @@ def open_reference(model: Any, processor: Any, args: argparse.Namespace, data: s
 
     from .replacement import collect_reference, load_mean
 
-    name = args.reference or data
-    if str(name).partition(":")[0] == "scenes":
-        pixels = (str(name).split(":") + [""] * 3)[3] or str(SCENE_PIXELS)
-        name = f"scenes:validation:{REFERENCE_PICTURES}:{pixels}"
     images = open_annotated(name, REFERENCE_PICTURES, "validation", args.seed)
     reference = collect_reference(model, processor, images, seed=args.seed)
     if args.mean:
