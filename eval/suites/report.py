@@ -17,6 +17,7 @@ COLUMNS = (
     "arm",
     "accuracy %",
     "difference, points",
+    "to the method after @",
     "retention %",
     "fewer tokens %",
     "ms per request",
@@ -24,8 +25,9 @@ COLUMNS = (
 )
 NOTES = (
     "Brackets: 95 % intervals. Accuracy on one task: Wilson, at the effective size where items share a picture, pair "
-    "or set; everything else: bootstrap over pictures, pairs or sets. Differences and retentions are paired with "
-    "`none` on the same items. A mean gives every task the same weight.",
+    "or set; everything else: bootstrap over pictures, pairs or sets. Differences and retentions are paired on the same "
+    "items: with `none`, and where a baseline keeps as many tokens as a method, with that method. A mean gives every "
+    "task the same weight.",
     "Fewer tokens: 1 - kept / all visual tokens. KV cache: keys and values of the prompt, per request. Time: median "
     "over batches, of the model's work alone, reading the picture and planning included; baselines with `@METHOD` "
     "first run the method they are matched with, and `llm_map` runs part of the language model twice, so their times "
@@ -78,6 +80,7 @@ def _overall(row: dict[str, Any]) -> list[str]:
         f"`{row['arm']}`",
         _percent(row["accuracy"]),
         "" if row["difference"] is None else _percent(row["difference"], signed=True),
+        "" if row["difference_to_matched"] is None else _percent(row["difference_to_matched"], signed=True),
         "" if row["retention"] is None else _percent(row["retention"]),
         _percent(row["reduction_rate"]) if row["reduction_rate"]["high"] > 0 else "0",
         _plain(milliseconds),

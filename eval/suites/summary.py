@@ -36,7 +36,8 @@ def summarize(
 
     Returns:
         One object per model, group, task (``mean`` last) and arm. Estimates are objects of value, low, high and n; n
-        counts clusters.
+        counts clusters, of ``seconds`` (per request) batches. ``difference`` is that to ``none``,
+        ``difference_to_matched`` of ``RULE@METHOD`` that to METHOD, which keeps as many tokens.
 
     Raises:
         ValueError: two arms answered different items.
@@ -51,38 +52,31 @@ def summarize(
         for group, tasks in groups.items():
             for task in tasks:
                 _check_paired(model, task, {arm: cells[model, arm, task]["items"] for arm in arms})
-                rows += [
-                    _row(model, group, task, arm, [cells[model, arm, task]], [cells[model, REFERENCE, task]])
-                    for arm in arms
-                ]
-            if len(tasks) > 1:
-                full = [cells[model, REFERENCE, task] for task in tasks]
-                rows += [
-                    _row(model, group, MEAN, arm, [cells[model, arm, task] for task in tasks], full) for arm in arms
-                ]
+            for name, parts in [*((task, [task]) for task in tasks), *([(MEAN, tasks)] if len(tasks) > 1 else [])]:
+                by_arm = {arm: [cells[model, arm, task] for task in parts] for arm in arms}
+                facts = {"model": model, "group": group, "task": name}
+                rows += [facts | {"arm": arm} | _figures(arm, name, model, by_arm) for arm in arms]
     return rows
 
 
-def _row(
-    model: str, group: str, task: str, arm: str, cells: list[dict[str, Any]], full: list[dict[str, Any]]
-) -> dict[str, Any]:
+def _figures(arm: str, task: str, model: str, by_arm: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     """Figures of an arm on one task, or on the mean over several tasks that count the same."""
+    cells = by_arm[arm]
     items = [cell["items"] for cell in cells]
-    scores, reference = [_column(rows, "score") for rows in items], [_column(c["items"], "score") for c in full]
     clusters = [[row["cluster"] for row in rows] for rows in items]
+    scores = {name: [_column(cell["items"], "score") for cell in found] for name, found in by_arm.items()}
     tokens = [_column(rows, "prompt_tokens") * c["kv_bytes_per_token"] for rows, c in zip(items, cells, strict=True)]
-    reduction = [_reduction(rows) for rows in items]
-    kept = retention(scores, reference, clusters)
+    kept = retention(scores[arm], scores[REFERENCE], clusters)
+    matched = arm.partition("@")[2].partition(":")[0]
     row = {
-        "model": model,
-        "group": group,
-        "task": task,
-        "arm": arm,
         "items": sum(map(len, items)),
-        "accuracy": accuracy(scores, clusters).to_dict(),
-        "difference": None if arm == REFERENCE else difference(scores, reference, clusters).to_dict(),
+        "accuracy": accuracy(scores[arm], clusters).to_dict(),
+        "difference": None if arm == REFERENCE else difference(scores[arm], scores[REFERENCE], clusters).to_dict(),
+        "difference_to_matched": difference(scores[arm], scores[matched], clusters).to_dict()
+        if matched in by_arm
+        else None,
         "retention": kept.to_dict() if kept and arm != REFERENCE else None,
-        "reduction_rate": mean(reduction, clusters).to_dict(),
+        "reduction_rate": mean([_reduction(rows) for rows in items], clusters).to_dict(),
         "seconds": median([seconds for cell in cells for seconds in cell["batch_seconds"]]).to_dict(),
         "kv_bytes": mean(tokens, clusters).to_dict(),
         "published": [vars(p) for p in published(model, task, arm)],

@@ -245,13 +245,21 @@ def rows():
         ("m", "rle", one.name): cell_of([1, 1, 0, 0] * 5, 32),
         ("m", "none", FAIR.name): cell_of([1, 1, 1, 1, 1, 1, 1, 0], 64, sets=True),
         ("m", "rle", FAIR.name): cell_of([1, 1, 1, 1, 0, 1, 1, 0], 16, sets=True),
+        ("m", "random@rle", one.name): cell_of([1, 0, 0, 0] * 5, 32),
+        ("m", "random@rle", FAIR.name): cell_of([0, 0, 1, 1, 0, 1, 1, 0], 16, sets=True),
     }
     return summarize(cells, [one, FAIR])
 
 
 def test_summary_of_two_tasks_and_their_mean(rows):
     by = {(row["task"], row["arm"]): row for row in rows}
-    assert list(by) == [(t, a) for t in ("scenes_count_fair", FAIR.name, "mean") for a in ("none", "rle")]
+    assert list(by) == [
+        (t, a) for t in ("scenes_count_fair", FAIR.name, "mean") for a in ("none", "rle", "random@rle")
+    ]
+    assert by["scenes_count_fair", "random@rle"]["difference"]["value"] == pytest.approx(-0.5)
+    assert by["scenes_count_fair", "random@rle"]["difference_to_matched"]["value"] == pytest.approx(-0.25)
+    assert by["mean", "random@rle"]["difference_to_matched"]["value"] == pytest.approx((-0.25 - 0.25) / 2)
+    assert by["mean", "rle"]["difference_to_matched"] is None
     assert by["scenes_count_fair", "rle"]["difference"]["value"] == pytest.approx(-0.25)
     assert by["scenes_count_fair", "rle"]["reduction_rate"]["value"] == 0.5
     assert by["mean", "rle"]["reduction_rate"]["value"] == pytest.approx((0.5 + 0.75) / 2)
