@@ -141,7 +141,11 @@ class Chromium:
 
     def settle(self) -> None:
         """Wait until what was asked for is drawn."""
-        self.run("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+        try:
+            self.run("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+        except RuntimeError as error:  # what was clicked led to another page
+            if not any(word in str(error) for word in ("navigated", "context")):
+                raise
 
     def centre(self, selector: str) -> tuple[float, float]:
         """Middle of an element, scrolled into sight."""

@@ -114,8 +114,7 @@ def _write_page(sources: Sequence[PictureSource], image: AnnotatedImage, out: Pa
 
 def _note(series: Sequence[ReadingSeries]) -> str:
     return "; ".join(
-        f"{item.name}: {len(item.geometry)} visual tokens read at {len(item.points)} combinations of depth and lens"
-        for item in series
+        f"{item.name}: {len(item.geometry)} visual tokens, {len(item.points)} readings" for item in series
     )
 
 

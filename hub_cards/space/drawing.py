@@ -66,8 +66,10 @@ def with_shape(scene: Scene | None, shape: str, color: str, texture: str, x: flo
             raise ValueError(f"{name}={word!r} is unknown; choose one of {', '.join(accepted)}.")
     if len(scene.objects) >= MAX_OBJECTS:
         raise ValueError(f"a scene holds at most {MAX_OBJECTS} shapes; clear it, or ask about this one.")
-    centre = (min(max(float(at) * side, RADIUS), side - RADIUS) for at, side in ((x, scene.width), (y, scene.height)))
-    return replace(scene, objects=(*scene.objects, SceneObject(shape, color, texture, *centre, RADIUS)))
+    across, down = (
+        min(max(float(at) * side, RADIUS), side - RADIUS) for at, side in ((x, scene.width), (y, scene.height))
+    )
+    return replace(scene, objects=(*scene.objects, SceneObject(shape, color, texture, across, down, RADIUS)))
 
 
 def picture_of(scene: Scene) -> Image:

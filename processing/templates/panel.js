@@ -121,7 +121,7 @@ function showFate(view, cell) {
   if (!series.plans.length) return;
   const [vision, llm] = series.points[point];
   const own = llm === null && (vision === null || vision === series.native);
-  make(fate, "h3", {}, own ? "Compression, as the model plans it" : "Compression, were it planned at these depths");
+  make(fate, "h3", {}, own ? "Compression, as the model plans it" : "Compression at these depths");
   const table = make(fate, "table");
   const head = make(table, "tr");
   for (const [text, kind] of [["method", ""], ["tokens", "number"], ["this cell", ""]]) make(head, "th", { class: kind, scope: "col" }, text);

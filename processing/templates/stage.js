@@ -117,6 +117,7 @@ class Stage {
     if (view.plan) for (const item of cells) if (!this.kept(item[0])) texts.push(item);
     if (byId("objects").checked) this.outlineObjects(context);
     if (byId("words").checked) this.write(context, texts);
+    if (byId("objects").checked) this.nameObjects(context);
     this.drawTiles(context);
     this.point();
   }
@@ -204,21 +205,32 @@ class Stage {
     data.objects.forEach((object, number) => {
       const colour = OUTLINES[number % OUTLINES.length];
       const place = this.placed(object.box);
-      if (object.mask) context.drawImage(maskPicture(object, colour), ...this.placed([0, 0, ...data.size]));
+      if (object.mask) {
+        const { inside, edge } = maskPictures(object, colour);
+        const whole = this.placed([0, 0, ...data.size]);
+        if (!this.view.heat) context.drawImage(inside, ...whole);  // or it would look like a probability
+        context.drawImage(edge, ...whole);
+      }
       context.lineWidth = 2.5;
       context.strokeStyle = colour;
       context.setLineDash([7, 4]);
       context.strokeRect(...place);
       context.setLineDash([]);
-      context.font = "600 13px system-ui, sans-serif";
-      const width = context.measureText(object.name).width + 10;
-      const top = Math.max(place[1] - 19, 0);
-      context.fillStyle = colour;
-      context.fillRect(place[0], top, width, 19);
+    });
+  }
+
+  nameObjects(context) {
+    context.font = "600 12px system-ui, sans-serif";
+    context.textAlign = "left";
+    context.textBaseline = "middle";
+    data.objects.forEach((object, number) => {
+      const place = this.placed(object.box);
+      const width = context.measureText(object.name).width + 8;
+      const top = Math.max(place[1] - 16, 0);
+      context.fillStyle = OUTLINES[number % OUTLINES.length];
+      context.fillRect(place[0], top, width, 16);
       context.fillStyle = "#11141a";
-      context.textAlign = "left";
-      context.textBaseline = "middle";
-      context.fillText(object.name, place[0] + 5, top + 10);
+      context.fillText(object.name, place[0] + 4, top + 8.5);
     });
   }
 
@@ -266,26 +278,26 @@ class Stage {
   }
 }
 
-const maskPictures = new Map();
-function maskPicture(object, colour) {
-  if (maskPictures.has(object)) return maskPictures.get(object);
+// A mask as two pictures: its inside, and its pixels that touch what is outside.
+const maskPictureOf = new Map();
+function maskPictures(object, colour) {
+  if (maskPictureOf.has(object)) return maskPictureOf.get(object);
   const [height, width] = object.mask.size;
-  const canvas = make(null, "canvas", { width, height });
-  const context = canvas.getContext("2d");
-  context.fillStyle = colour + "66";
+  const set = new Uint8Array(width * height);
   let at = 0;
-  object.mask.runs.forEach((length, number) => {
-    const end = at + length;
-    for (let cell = at; number % 2 === 1 && cell < end;) {
-      const row = Math.floor(cell / width);
-      const until = Math.min(end, (row + 1) * width);
-      context.fillRect(cell - row * width, row, until - cell, 1);
-      cell = until;
-    }
-    at = end;
-  });
-  maskPictures.set(object, canvas);
-  return canvas;
+  object.mask.runs.forEach((length, number) => { set.fill(number % 2, at, at + length); at += length; });
+  const draw = (shade, wanted) => {
+    const canvas = make(null, "canvas", { width, height });
+    const context = canvas.getContext("2d");
+    context.fillStyle = colour + shade;
+    set.forEach((inside, pixel) => { if (inside && wanted(pixel)) context.fillRect(pixel % width, Math.floor(pixel / width), 1, 1); });
+    return canvas;
+  };
+  const touches = (pixel) => pixel % width === 0 || pixel % width === width - 1
+    || !set[pixel - 1] || !set[pixel + 1] || !set[pixel - width] || !set[pixel + width];
+  const pictures = { inside: draw("50", () => true), edge: draw("ff", touches) };
+  maskPictureOf.set(object, pictures);
+  return pictures;
 }
 
 // Words' colours must look as in the legend, so most of the picture's own colour is taken away.
