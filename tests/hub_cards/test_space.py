@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from html import unescape
-from importlib.metadata import requires
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +32,7 @@ from dualstream.modeling import load_model, rope_scaled
 from dualstream.processing import answer_questions, read_image
 
 HOME = Path(export.__file__).parent
+SETUP = Path(__file__).parents[2] / "setup.py"
 MODELS = ("tiny-llava", "tiny-qwen2-vl")
 
 
@@ -190,9 +191,12 @@ def test_the_folder_is_a_hugging_face_space():
     assert {card["colorFrom"], card["colorTo"]} <= colours and card["license"] == "apache-2.0"
     assert "dualstream space" in text
     wanted = {line for line in (HOME / "requirements.txt").read_text().split("\n") if line}
-    ours = [line.split(";")[0].strip() for line in requires("dualstream") or [] if "extra ==" not in line]
+    body = ast.parse(SETUP.read_text(encoding="utf-8")).body
+    lists = {ast.unparse(node.targets[0]): node.value for node in body if isinstance(node, ast.Assign)}
+    ours = ast.literal_eval(lists["REQUIRED"])
     names = {re.split(r"[<>=]", line)[0] for line in wanted}
     assert {re.split(r"[<>=]", line)[0] for line in ours} | {"gradio"} == names
+    assert set(ours) - wanted == {"pillow>=11"}, "the same bounds"
     assert "pillow>=11,<13" in wanted, "Gradio takes no newer one"
     version = re.search(r"gradio>=([\d.]+)", "\n".join(wanted))[1]
     assert card["sdk_version"].startswith(version)
