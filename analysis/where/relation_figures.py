@@ -8,9 +8,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dualstream.analysis.figure_style import CONTROL, PALETTE, curve, figure, save
-from dualstream.eval.statistics import bootstrap_mean
+from dualstream.eval.statistics import Estimate, bootstrap_mean
 
-from .relation_measures import axis_differences, centred, cosines, crossing, separation, shared_direction
+from .relation_measures import (
+    axis_differences,
+    centred,
+    cosines,
+    crossing,
+    mean_separation,
+    separation,
+    shared_direction,
+)
 
 if TYPE_CHECKING:
     from .relation_vectors import Study
@@ -18,21 +26,23 @@ if TYPE_CHECKING:
 
 def draw(study: Study, folder: Path) -> list[Path]:
     """Geometry along the way, probes along the way, and the mean table of cosines at three places."""
-    return [
+    paths = [
         geometry(study, folder / "relation_vectors_geometry.png"),
-        probes(study, folder / "relation_vectors_probes.png"),
         tables(study, folder / "relation_vectors_cosines.png"),
     ]
+    return [*paths, probes(study, folder / "relation_vectors_probes.png")] if study.is_probed else paths
 
 
 def geometry(study: Study, path: Path) -> Path:
     """Separation, crossing and shared directions at every place."""
     x = [number for number, _, _ in study.places]
     with figure(1, 3, (12, 3.2)) as (fig, axes):
-        curve(axes[0, 0], x, [bootstrap_mean(separation(study.vectors(n))) for n in x], "A - B", PALETTE[0])
+        means = [Estimate(*mean_separation(study.vectors(n)), len(study.pair_ids)) for n in x]
+        curve(axes[0, 0], x, means, "mean vectors over pairs", PALETTE[0])
+        curve(axes[0, 0], x, [bootstrap_mean(separation(study.vectors(n))) for n in x], "single pairs", PALETTE[1])
         noise = [bootstrap_mean(study.column(n, "noise_separation")) for n in x]
         curve(axes[0, 0], x, noise, "noise tokens", CONTROL, linestyle="--")
-        axes[0, 0].set(title="Opposites against wrong pairs", ylabel="separation", ylim=(-0.5, 1.05))
+        axes[0, 0].set(title="Opposites against wrong pairs", ylabel="separation", ylim=(-1.6, 1.6))
         curve(axes[0, 1], x, [bootstrap_mean(np.abs(crossing(study.vectors(n)))) for n in x], "A - B", PALETTE[0])
         noise = [bootstrap_mean(study.column(n, "noise_crossing")) for n in x]
         curve(axes[0, 1], x, noise, "noise tokens", CONTROL, linestyle="--")

@@ -18,6 +18,7 @@ from .items import REFERENCE, ROLES, SUBJECT
 from .relation_measures import (
     axis_differences,
     crossing,
+    mean_separation,
     noise_tokens,
     opposition,
     published_cluster_agreement,
@@ -25,7 +26,14 @@ from .relation_measures import (
     separation,
     shared_direction,
 )
-from .relation_probes import correct_of_axis, correct_of_four, permuted_labels, probe_scores, without_place
+from .relation_probes import (
+    correct_of_axis,
+    correct_of_four,
+    object_disjoint_folds,
+    permuted_labels,
+    probe_scores,
+    without_place,
+)
 from .states import CONNECTOR, LLM, VISION, Place, all_places, read_pictures
 
 if TYPE_CHECKING:
@@ -40,6 +48,9 @@ RENAMINGS = 3
 CLUSTERED = 12  # pairs that the published clustering is replayed on
 CHANCE, AXIS_CHANCE, ORTHOGONAL, SHARED = 0.25, 0.5, 0.2, 0.5
 WRONG_ORDER = [0, 2, 1, 3]  # "left" opposite to "high"
+NOT_PROBED = ReportTable(
+    "Probes", (), [], "Too few pairs for splits into training and test pairs without a common object."
+)
 STILL, MOVING = "A stands still", "A moves"
 
 
@@ -78,14 +89,15 @@ class RelationVectors(Experiment):
         findings: list[Finding] = []
         for number in study.key_places():
             findings += geometry_findings(study, number)
-        for number in study.key_places():
+        for number in study.key_places() if study.is_probed else []:
             findings += probe_findings(study, number)
         return findings
 
     def tables(self, table: pa.Table) -> list[ReportTable]:
         """See ``Experiment``."""
         study = self._study(table)
-        return [geometry_table(study), published_table(study), probe_table(study), shortcut_table(study)]
+        probes = [probe_table(study), shortcut_table(study)] if study.is_probed else [NOT_PROBED]
+        return [geometry_table(study), published_table(study), *probes]
 
     def figures(self, table: pa.Table, folder: Path) -> list[Path]:
         """See ``Experiment``."""
@@ -163,6 +175,12 @@ class Study:
         self.namings = np.stack([np.tile(np.arange(4), (len(first), 1)), *renamed])
         self._scores: dict[tuple[int, str], np.ndarray] = {}
 
+    @property
+    def is_probed(self) -> bool:
+        """Whether there are pairs enough for training and test pairs without a common object."""
+        tested = [index for _, test in object_disjoint_folds(self.kinds) for index in test]
+        return len(tested) >= max(2, len(self.kinds) // 2)
+
     def name(self, number: int) -> str:
         """A place in words."""
         _, stage, depth = next(place for place in self.places if place[0] == number)
@@ -234,17 +252,17 @@ def geometry_findings(study: Study, number: int) -> list[Finding]:
     """Opposition, orthogonality and a shared direction at one place."""
     vectors, name = study.vectors(number), study.name(number)
     noise = "tokens drawn from one distribution"
-    apart, cross = bootstrap_mean(separation(vectors)), bootstrap_mean(np.abs(crossing(vectors)))
+    apart, cross = _mean_separation(vectors), bootstrap_mean(np.abs(crossing(vectors)))
     shared = bootstrap_mean(_shared(vectors).mean(0))
     wrong = bootstrap_mean(_shared(_renamed(vectors)).mean(0))
     return [
         Finding(
-            f"In {name}, vectors of opposite relations are more opposite than wrongly paired ones.",
+            f"In {name}, mean vectors of opposite relations are more opposite than wrongly paired ones.",
             apart,
             above(apart, 0),
             "yes: interval above 0; no: below 0 (1: perfect, -0.5: wrongly paired)",
-            bootstrap_mean(study.column(number, "noise_separation")),
-            noise,
+            _mean_separation(_renamed(vectors)),
+            "relations renamed at random",
             "separation",
         ),
         Finding(
@@ -312,8 +330,19 @@ def geometry_table(study: Study) -> ReportTable:
     """Separation, crossing and shared directions along the way."""
     table = ReportTable(
         "Geometry of the relation vectors",
-        ("place", "separation", "noise", "|cos| of the axes", "noise", "shared, horizontal", "shared, vertical"),
+        (
+            "place",
+            "separation of the mean vectors",
+            "of single pairs",
+            "noise",
+            "|cos| of the axes",
+            "noise",
+            "shared, horizontal",
+            "shared, vertical",
+        ),
         note="Separation: 1 if opposites are opposite and axes orthogonal, 0 without order, -0.5 if wrongly paired. "
+        "In a single pair the two pictures of an axis share the place of the object that stands still, which makes "
+        "left and right alike; over different pairs that goes out, so the statements are about the mean vectors. "
         "Shared: mean cosine of a pair's left - right (high - low) with those of pairs of other objects.",
     )
     for number, _, _ in study.places:
@@ -321,6 +350,7 @@ def geometry_table(study: Study) -> ReportTable:
         table.rows.append(
             (
                 study.name(number),
+                _mean_separation(vectors),
                 bootstrap_mean(separation(vectors)),
                 float(study.column(number, "noise_separation").mean()),
                 bootstrap_mean(np.abs(crossing(vectors))),
@@ -392,6 +422,10 @@ def _shared(vectors: np.ndarray) -> np.ndarray:
     """(2, pairs): mean cosine of a pair's axis difference with the other pairs', for the two axes."""
     differences = axis_differences(vectors)
     return np.stack([shared_direction(differences[:, axis]) for axis in (0, 1)])
+
+
+def _mean_separation(vectors: np.ndarray) -> Estimate:
+    return Estimate(*mean_separation(vectors), len(vectors))
 
 
 def _renamed(vectors: np.ndarray) -> np.ndarray:

@@ -98,7 +98,8 @@ def cost_table(experiments: Mapping[str, Any]) -> str:
 def format_table(table: Mapping[str, Any]) -> str:
     """A ``ReportTable`` as Markdown."""
     lines = [list(table["columns"]), *([shown(value) for value in row] for row in table["rows"])]
-    return "\n\n".join(filter(None, [f"{table['title']}:", markdown_table(lines), table["note"]]))
+    body = markdown_table(lines) if table["rows"] else ""
+    return "\n\n".join(filter(None, [f"{table['title']}:", body, table["note"]]))
 
 
 def figure(finding: Mapping[str, Any]) -> str:

@@ -12,6 +12,7 @@ from dualstream.analysis.where.relation_measures import (
     centred,
     cosines,
     crossing,
+    mean_separation,
     noise_tokens,
     opposition,
     published_cluster_agreement,
@@ -55,6 +56,21 @@ def test_true_wrong_and_random_are_separated():
     np.testing.assert_allclose(separation(wrong), -0.5, atol=1e-9)
     random = separation(equal_norm_noise())
     assert abs(random.mean()) < 0.05 and np.abs(random).max() < 0.5
+
+
+def test_means_over_pairs_are_not_fooled_by_what_the_pictures_of_an_axis_share():
+    """A layout of its own for every pair and axis: single pairs look wrongly paired, the mean vectors do not."""
+    rng = np.random.default_rng(0)
+    vectors = true_geometry(60)
+    layout = 3 * rng.normal(size=(60, 2, WIDTH)) / np.sqrt(WIDTH)
+    vectors = vectors + layout.repeat(2, axis=1)
+    assert separation(vectors).mean() < 0
+    value, low, high = mean_separation(vectors)
+    assert 0.8 < low <= value <= high and value == pytest.approx(1, abs=0.2)
+    wrong, _, high = mean_separation(vectors[:, [0, 2, 1, 3]])
+    assert wrong == pytest.approx(-0.5, abs=0.2) and high < 0
+    _, low, high = mean_separation(rng.normal(size=(60, 4, WIDTH)))
+    assert low < 0 < high
 
 
 def test_the_published_score_is_one_for_anything_of_one_length():
