@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .bench import Bench
 
 SUMMARY, REPORT, COMPLETE, FIGURES = "summary.json", "report.md", "complete.json", "figures"
+STATEMENTS = "statements.md"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,6 +46,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--limit", type=int, default=48, metavar="N", help="object pairs, four pictures each (default: %(default)s)"
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the run's folder")
+    parser.add_argument(
+        "--compare",
+        type=Path,
+        nargs="+",
+        metavar="DIR",
+        help=f"run nothing: put the statements of finished runs side by side into OUT/{STATEMENTS}",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of pairs and draws (default: %(default)s)")
     parser.add_argument("--batch-size", type=int, default=16, help="pictures per pass (default: %(default)s)")
 
@@ -52,6 +60,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> Result:
     """Do what is left of the suite and report on everything in the folder."""
     started = time.time()
+    if args.compare:
+        return compare(args.compare, args.out)
     names = experiments_of(args.suite)
     if args.batch_size < 1:
         raise ValueError(f"--batch-size {args.batch_size} must be at least 1.")
@@ -61,6 +71,29 @@ def run(args: argparse.Namespace) -> Result:
     return Result(
         {**summary, "report": str(args.out / REPORT)}, (args.out / REPORT).read_text(encoding="utf-8").rstrip()
     )
+
+
+def compare(folders: list[Path], out: Path) -> Result:
+    """Write the statements of finished runs side by side.
+
+    Args:
+        folders: of the runs, each of another model or data.
+        out: folder of the page.
+
+    Raises:
+        ValueError: a folder holds no finished run.
+    """
+    from .report import format_page
+
+    summaries = {}
+    for folder in folders:
+        if not (folder / SUMMARY).is_file():
+            raise ValueError(f"--compare {folder.name}: there is no {SUMMARY}; run the command for it first.")
+        summaries[folder.resolve().name] = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+    page = format_page(summaries)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / STATEMENTS).write_text(page, encoding="utf-8")
+    return Result({"statements": str(out / STATEMENTS), "runs": list(summaries)}, page)
 
 
 def make_bench(args: argparse.Namespace) -> Bench:

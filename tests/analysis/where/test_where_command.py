@@ -88,6 +88,20 @@ def test_errors_say_what_is_accepted(tmp_path, capsys, more, message):
     assert not (tmp_path / "run").exists()
 
 
+def test_finished_runs_side_by_side(finished, tmp_path, capsys):
+    twin = tmp_path / "twin"
+    shutil.copytree(finished, twin)
+    assert (
+        main(["analyze", "where", "--compare", str(finished), str(twin), "--out", str(tmp_path / "page"), "--json"])
+        == 0
+    )
+    assert json.loads(capsys.readouterr().out)["runs"] == ["run", "twin"]
+    page = (tmp_path / "page" / "statements.md").read_text()
+    assert "| run | twin |" in page and page.count("read linearly off the connector's output") == 2
+    assert main(["analyze", "where", "--compare", str(tmp_path), "--out", str(tmp_path), "--json"]) == 2
+    assert "no summary.json" in json.loads(capsys.readouterr().out)["error"]
+
+
 def test_every_experiment_of_every_suite_can_be_made():
     assert set(experiments_of("all")) == {name for names in SUITES.values() for name in names} == set(EXPERIMENTS)
     for name in EXPERIMENTS:
