@@ -26,8 +26,8 @@ COLUMNS = (
 NOTES = (
     "Brackets: 95 % intervals. Accuracy on one task: Wilson, at the effective size where items share a picture, pair "
     "or set; everything else: bootstrap over pictures, pairs or sets. Differences and retentions are paired on the "
-    "same items: with `none`, and where a baseline keeps as many tokens as a method, with that method. A mean gives every "
-    "task the same weight.",
+    "same items: with `none`, and where a baseline keeps as many tokens as a method, with that method. A mean gives "
+    "every task the same weight.",
     "Fewer tokens: 1 - kept / all visual tokens. KV cache: keys and values of the prompt, per request. Time: median "
     "over batches, of the model's work alone, reading the picture and planning included; baselines with `@METHOD` "
     "first run the method they are matched with, and `llm_map` runs part of the language model twice, so their times "
