@@ -45,8 +45,8 @@ def run(args: argparse.Namespace) -> Result:
     from dualstream.analysis.resumable_rows import ResumableRows
     from dualstream.eval.manifest import make_manifest, write_json
 
+    from .experiment import cost_of
     from .lens_correspondence import ClassVocabulary
-    from .run_cost import peak_memory_mib
     from .targets import data_label, read_synonyms
 
     if not 0 <= args.min_coverage <= 1:
@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> Result:
     summary = {**facts, **options, "seed": args.seed, **summarize(table, vocabulary, args.seed)}
     write_json(args.out / SUMMARY, summary)
     write_files(args.out, table, vocabulary, summary)
-    manifest = make_manifest(args.seed, started, **facts, **options, pictures=len(images), peak_mib=peak_memory_mib())
+    manifest = make_manifest(args.seed, started, **facts, **options, pictures=len(images), cost=cost_of(args.out))
     write_json(args.out / MANIFEST, manifest)
     return Result({"summary": summary, "manifest": manifest}, format_report(summary))
 
@@ -85,13 +85,16 @@ def measure(
     import pyarrow as pa
     from tqdm import tqdm
 
+    from .experiment import COST, add_cost
     from .lens_correspondence import SCHEMA, lens_rows
 
     missing = [image for image in images if image.name not in rows]
     with tqdm(total=len(images), initial=len(images) - len(missing), unit="picture", disable=None) as bar:
         for start in range(0, len(missing), batch_size):
             batch = missing[start : start + batch_size]
+            cpu, wall = time.process_time(), time.time()
             found = lens_rows(model, processor, batch, vocabulary, min_coverage, seed)
+            add_cost(rows.folder / COST, time.process_time() - cpu, time.time() - wall, len(batch))
             for image, own in zip(batch, found, strict=True):
                 rows.write(image.name, pa.Table.from_pylist(own, schema=SCHEMA))
             bar.update(len(batch))
