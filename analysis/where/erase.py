@@ -22,7 +22,7 @@ from .erase_effects import CORE, ELSEWHERE, NONE, OBJECTS, PIXELS, REST
 from .erased_pictures import FILLINGS, covered, filled, free_box, painted
 from .experiment import Experiment, Finding, ReportTable, pending
 from .items import ROLES
-from .object_sets import background_tokens, tokens_elsewhere, touched_tokens
+from .object_sets import background_tokens, first_items, tokens_elsewhere, touched_tokens
 from .relation_directions import sites_of
 from .states import CONNECTOR, Place, read_places
 
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from .bench import Bench
     from .items import WhereItem
 
+MOST_PAIRS = 20
 BANK = 512  # background tokens of other pictures to draw from
 
 
@@ -78,8 +79,8 @@ class Erase(Experiment):
     )
 
     def settings(self) -> dict[str, Any]:
-        """Fillings."""
-        return {"fillings": list(FILLINGS), "bank": BANK}
+        """Fillings, and how many pairs are asked about."""
+        return {"fillings": list(FILLINGS), "bank": BANK, "most_pairs": MOST_PAIRS}
 
     def run(self, bench: Bench, rows: ResumableRows) -> None:
         """One unit per erasure."""
@@ -89,7 +90,7 @@ class Erase(Experiment):
         banks = background_banks(bench, sites_of(bench))
         for unit in pending(list(erasures), rows, self.title):
             found = []
-            for part in bench.batches(bench.items):
+            for part in bench.batches(first_items(bench, MOST_PAIRS)):
                 found += _ask(bench, erasures[unit], part, banks)
             rows.write(unit, found)
 

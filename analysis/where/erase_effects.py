@@ -54,8 +54,8 @@ def change_table(frame: pd.DataFrame) -> ReportTable:
         lines.append((level, what, filling, found.estimate, shares[level, what, filling].estimate, p_value))
     columns = ("level", "erased", "filled with", "right, points", "P(right), points", "Holm p beyond elsewhere")
     note = (
-        "P is the picture, C the connector's output, Lk the language model after k blocks. P(right) is normalised to "
-        "the four relations. Core: tokens that the objects cover by half or more; rest: all that they do not touch."
+        "P is the picture, C the connector's output, Lk the language model after k blocks; P(right) is of all four "
+        "relations. Core: tokens that an object covers by half; rest: all that the objects do not touch."
     )
     return ReportTable("Change of the answers when something is erased", columns, lines, note)
 

@@ -16,7 +16,7 @@ from dualstream.analysis.interventions import edited_features, edited_states
 from .axis_questions import axis_question, opposite, score_questions
 from .experiment import Experiment, Finding, ReportTable, pending
 from .items import AXES, ROLES
-from .object_sets import tokens_elsewhere, touched_tokens
+from .object_sets import first_items, tokens_elsewhere, touched_tokens
 from .relation_directions import PairMeans, control_directions, direction, others, pair_means, sites_of
 from .states import CONNECTOR
 
@@ -36,6 +36,7 @@ CONTROLS = (*VECTOR_CONTROLS, ELSEWHERE)
 TOWARDS, AWAY = "paper_towards", "paper_away"
 DOSES = (0.5, 1.0, 2.0)
 PAPER_DOSES = (0.5, 1.0)
+MOST_PAIRS = 20  # asked about; directions are estimated on all
 MAIN_DOSE = 1.0  # moves the mean difference of the objects by that of the relations
 OWN, OTHER = "own", "other"
 
@@ -79,8 +80,8 @@ class Intervention(Experiment):
     )
 
     def settings(self) -> dict[str, Any]:
-        """Doses."""
-        return {"doses": list(DOSES), "published_doses": list(PAPER_DOSES)}
+        """Doses, and how many pairs are asked about."""
+        return {"doses": list(DOSES), "published_doses": list(PAPER_DOSES), "most_pairs": MOST_PAIRS}
 
     def run(self, bench: Bench, rows: ResumableRows) -> None:
         """One unit per condition."""
@@ -91,7 +92,7 @@ class Intervention(Experiment):
         means = pair_means(bench, bench.pairs, sites)
         for unit in pending(list(conditions), rows, self.title):
             found = []
-            for part in bench.batches(bench.items):
+            for part in bench.batches(first_items(bench, MOST_PAIRS)):
                 found += _ask(bench, conditions[unit], part, means)
             rows.write(unit, found)
 

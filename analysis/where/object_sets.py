@@ -15,6 +15,11 @@ if TYPE_CHECKING:
     from .items import WhereItem
 
 
+def first_items(bench: Bench, pairs: int) -> list[WhereItem]:
+    """The pictures of the first pairs, for experiments with many conditions."""
+    return [item for pair in bench.pairs[:pairs] for item in pair.items]
+
+
 def touched_tokens(bench: Bench, item: WhereItem) -> dict[str, np.ndarray]:
     """All tokens that an object touches, by role; outside them nothing of it is left.
 

@@ -18,6 +18,7 @@ from .axis_questions import axis_question, score_questions
 from .effects import POINTS, SMALLEST_CHANGE, Effect, corrected, effect, judged_below, on_items, option_margin, rate
 from .effects import pair_of_item as pairs_of
 from .experiment import Experiment, Finding, ReportTable, pending
+from .object_sets import first_items
 from .position_edits import (
     SHUFFLES,
     image_positions_shuffled,
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 BASELINE = "none"
 ONLY, FROM, ALL = "only", "from", "all"
 QUESTIONS = ("spatial", "presence")
+MOST_PAIRS = 20
 TOLERANCE = 5.0  # points; a smaller loss counts as none
 KINDS = {
     "vision_rotation": "the vision tower's RoPE",
@@ -145,11 +147,16 @@ class PositionAblations(Experiment):
         "which ask for no place, are the control."
     )
 
+    def settings(self) -> dict[str, Any]:
+        """How many pairs are asked about."""
+        return {"most_pairs": MOST_PAIRS}
+
     def run(self, bench: Bench, rows: ResumableRows) -> None:
         """One unit per arm."""
         arms = {arm.name: arm for arm in arms_of(bench)}
         for name in pending(list(arms), rows, self.title):
-            rows.write(name, [row for part in bench.batches(bench.items) for row in _ask(bench, arms[name], part)])
+            parts = bench.batches(first_items(bench, MOST_PAIRS))
+            rows.write(name, [row for part in parts for row in _ask(bench, arms[name], part)])
 
     def summarize(self, table: pa.Table) -> list[Finding]:
         """One statement per kind and question on the arms that take all."""
