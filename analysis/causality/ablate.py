@@ -15,9 +15,10 @@ from .experiment import (
     SUMMARY,
     add_run_arguments,
     choose_pictures,
-    cost_of,
     identity,
+    manifest_of,
     names,
+    rounded,
     run_missing,
 )
 
@@ -70,7 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> Result:
     """Run what is missing, then write tables, figures and report from the rows."""
     from dualstream.analysis.resumable_rows import ResumableRows
-    from dualstream.eval.manifest import make_manifest, write_json
+    from dualstream.eval.manifest import write_json
     from dualstream.modeling.families import family_of
 
     from .ablate_report import format_report, summarize, write_files
@@ -97,10 +98,10 @@ def run(args: argparse.Namespace) -> Result:
         run_missing(rows, units, work)
     table = rows.table(list(units))
     facts |= options
-    summary = {**facts, "plan": asdict(plan), "funnel": selection.funnel, **summarize(table, args.seed)}
+    summary = rounded({**facts, "plan": asdict(plan), "funnel": selection.funnel, **summarize(table, args.seed)})
     write_json(args.out / SUMMARY, summary)
     write_files(args.out, summary)
-    manifest = make_manifest(started=started, **facts, cost=cost_of(args.out))
+    manifest = manifest_of(args, facts, started)
     write_json(args.out / MANIFEST, manifest)
     return Result({"summary": summary, "manifest": manifest}, format_report(summary))
 

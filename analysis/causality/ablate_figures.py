@@ -105,7 +105,7 @@ def _depth(arms: list[dict[str, Any]], path: Path) -> bool:
                     curve(axis, x, [_hundred(arm["destroyed"]) for arm in points], name, color)
             axis.set_title(f"{setting}, {own[0]['images']} pictures")
             axis.set_ylim(-3, 103)
-            axis.set_xlabel("blocks run before the replacement (0: connector)")
+            axis.set_xlabel("blocks run before (0: connector)")
         axes[0, 0].set_ylabel("right answers destroyed, %")
         axes[0, -1].legend(loc="best")
         save(fig, path)

@@ -127,7 +127,7 @@ def ablate_targets(
     """
     model = unwrapped(model)
     chunk = _Chunk(model, processor, list(pictures), plan, reference)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for setting in plan.settings:
         work = chunk.conditions(setting)
         rows += chunk.run(setting, work, plan.arms[0], generate=True)
@@ -144,7 +144,8 @@ class _Chunk:
     def __init__(
         self, model: nn.Module, processor: Any, pictures: list[Picture], plan: AblationPlan, reference: Reference
     ) -> None:
-        self.model, self.processor, self.pictures = model, processor, pictures
+        self.model: Any = model
+        self.processor, self.pictures = processor, pictures
         self.plan, self.reference = plan, reference
         self.output: Any = None
         self.prompts: dict[str, tuple[list[Query], Any]] = {}

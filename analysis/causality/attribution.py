@@ -111,15 +111,16 @@ def _along_path(
     contributions = [
         (values - base).double() * gradient for (values, base), gradient in zip(layers, gradients, strict=True)
     ]
-    signed = sum(part.sum(-1) for part in contributions)
-    magnitude = sum(part.abs().sum(-1) for part in contributions)
+    signed = torch.stack([part.sum(-1) for part in contributions]).sum(0)
+    magnitude = torch.stack([part.abs().sum(-1) for part in contributions]).sum(0)
     ends = _ends(model, inputs, output, layers, token_ids)
-    found = []
+    attributions = []
     for row, change in enumerate(ends.tolist()):
         own = slice(int(starts[row]), int(starts[row + 1]))
         scores = signed[own].cpu().numpy()
-        found.append(Attribution(scores, magnitude[own].cpu().numpy(), change, abs(float(scores.sum()) - change)))
-    return found
+        error = abs(float(scores.sum()) - change)
+        attributions.append(Attribution(scores, magnitude[own].cpu().numpy(), change, error))
+    return attributions
 
 
 def _gradients(

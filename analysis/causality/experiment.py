@@ -60,6 +60,23 @@ def add_run_arguments(parser: argparse.ArgumentParser, settings: Sequence[str]) 
     )
 
 
+def rounded(value: Any, digits: int = 6) -> Any:
+    """The same nested object with numbers of few significant digits, so that files stay small."""
+    if isinstance(value, dict):
+        return {name: rounded(item, digits) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [rounded(item, digits) for item in value]
+    return float(f"{value:.{digits}g}") if isinstance(value, float) else value
+
+
+def manifest_of(args: argparse.Namespace, facts: dict[str, Any], started: float) -> dict[str, Any]:
+    """The manifest of a run: what identifies it, and what its rows took over all starts."""
+    from dualstream.eval.manifest import make_manifest
+
+    own = {name: value for name, value in facts.items() if name not in ("command", "seed")}
+    return make_manifest(args.seed, started, **own, cost=cost_of(args.out))
+
+
 def names(text: str) -> tuple[str, ...]:
     """Words between commas."""
     return tuple(word.strip() for word in text.split(",") if word.strip())
@@ -88,7 +105,7 @@ def choose_pictures(args: argparse.Namespace, processor: Any) -> tuple[list[Pict
         area=_area(args.area),
         seed=args.seed,
     )
-    pictures = {}
+    pictures: dict[str, Picture] = {}
     passed = []
     for target in selection.targets:
         picture = open_picture(processor, target, args.coverage) if len(pictures) < args.limit else None

@@ -109,13 +109,21 @@ def _setting_lines(setting: str, found: dict[str, Any]) -> list[str]:
     windows = list(dict.fromkeys(cell["window"] for cell in cells))
     layers = {cell["window"]: cell["layers"] for cell in cells}
     by_cell = {(cell["route"], cell["window"]): cell for cell in cells}
-    head = ["route", "sources", "destinations"]
+    head = ["route", "images", "sources", "destinations"]
     head += [f"{window} ({_span(layers[window])})" for window in windows]
-    kept, margins = [head], [head[:1] + head[3:]]
+    kept, margins = [head], [head[:1] + head[4:]]
     for route in dict.fromkeys(cell["route"] for cell in cells):
         own = [by_cell.get((route, window)) for window in windows]
         some = next(cell for cell in own if cell)
-        kept.append([route, f"{some['sources']:.0f}", f"{some['destinations']:.0f}", *(_kept(cell) for cell in own)])
+        kept.append(
+            [
+                route,
+                str(some["images"]),
+                f"{some['sources']:.0f}",
+                f"{some['destinations']:.0f}",
+                *(_kept(cell) for cell in own),
+            ]
+        )
         margins.append(
             [route, *("–" if not cell or not cell["margin_change"] else nats(cell["margin_change"]) for cell in own)]
         )

@@ -345,6 +345,17 @@ def test_sliding_windows_and_fused_projections(tiny_models):
         assert torch.allclose(results[0][real], results[1][real], atol=1e-4)
 
 
+@pytest.mark.parametrize("kernel", ["sdpa", "eager"])
+def test_half_precision_is_proven_too(kernel, new_tiny_model):
+    tiny = new_tiny_model("qwen3_vl")
+    model = tiny.model.to(torch.bfloat16)
+    model.set_attn_implementation(kernel)
+    inputs = {**(raw := tiny.inputs(ROWS)), "pixel_values": raw["pixel_values"].bfloat16()}
+    with knockout(model, some_blocks(inputs)) as report:
+        assert torch.isfinite(logits_of(model, inputs)[inputs["attention_mask"].bool()]).all()
+    assert report.layers == [0, 1] and report.largest_blocked_weight == 0.0 and report.largest_sum_error < 3e-2
+
+
 def test_mask_forms_are_kept():
     edges = torch.zeros(1, 1, 3, 3, dtype=torch.bool)
     edges[0, 0, 2, 1] = True
