@@ -23,7 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser)
     parser.set_defaults(model=None)
     parser.add_argument(
-        "--data", default=None, help="without RUN: read these pictures now; a folder, scenes, coco:..."
+        "--data",
+        default=None,
+        help="pictures to read now (a folder, scenes, coco:...); with RUN: where its pictures lie, if they have moved",
     )
     parser.add_argument("--second-model", default=None, metavar="NAME", help="read by this one too, side by side")
     parser.add_argument("--out", type=Path, default=None, metavar="DIR", help="default: RUN/report, or out/report")
@@ -40,8 +42,8 @@ def run(args: argparse.Namespace) -> Result:
     from .build import write_report
 
     started = time.time()
-    if bool(args.runs) == bool(args.data):
-        raise ValueError("give either RUN folders of `dualstream analyze what`, or --data with pictures to read now.")
+    if not args.runs and not args.data:
+        raise ValueError("give RUN folders of `dualstream analyze what`, or --data with pictures to read now.")
     sources = _runs(args) if args.runs else _models(args)
     out = args.out or (args.runs[0] / "report" if args.runs else Path("out/report"))
     report = write_report(sources, out, args.limit, args.title)
@@ -58,7 +60,7 @@ def _runs(args: argparse.Namespace) -> Sequence:
     models = [args.model, args.second_model]
     if len(args.runs) > 2:
         raise ValueError(f"RUN may be given at most twice, got {len(args.runs)}.")
-    return [RunSource(folder, model) for folder, model in zip(args.runs, models, strict=False)]
+    return [RunSource(folder, model, args.data) for folder, model in zip(args.runs, models, strict=False)]
 
 
 def _models(args: argparse.Namespace) -> Sequence:

@@ -23,12 +23,13 @@ class RunSource:
     Args:
         folder: of the run.
         model: where the tokenizer lies; None: the name that the run states.
+        data: where the pictures lie now; None: the source that the run states, seen from the working folder.
 
     Raises:
         ValueError: the folder holds no such run, or the tokenizer is not found.
     """
 
-    def __init__(self, folder: str | Path, model: str | None = None) -> None:
+    def __init__(self, folder: str | Path, model: str | None = None, data: str | None = None) -> None:
         self.folder = Path(folder)
         path = self.folder / "configuration.json"
         if not path.is_file():
@@ -39,6 +40,7 @@ class RunSource:
         missing = {"model", "data", "limit", "seed"} - set(self.settings)
         if missing:
             raise ValueError(f"{path} lacks {', '.join(sorted(missing))}: it is no run of `dualstream analyze what`.")
+        self.data = str(data or self.settings["data"])
         self.pieces = read_vocabulary(self.folder)
         self.rows = ResumableRows(self.folder, self.settings)
         self.name = str(self.settings["model"])
@@ -49,7 +51,7 @@ class RunSource:
         """The test pictures that were read."""
         done = self.rows.done
         settings = self.settings
-        found = open_annotated(settings["data"], settings["limit"], "test", settings["seed"])
+        found = open_annotated(self.data, settings["limit"], "test", settings["seed"])
         return [image for image in found if f"test:{image.name}" in done]
 
     def series(self, image: AnnotatedImage) -> ReadingSeries:

@@ -200,12 +200,22 @@ def test_large_models_are_read_along_their_own_path(tiny):
     }
 
 
+def test_pictures_that_have_moved_are_named_anew(tiny, run_folder, tmp_path):
+    moved = tmp_path / "run"
+    shutil.copytree(run_folder, moved)
+    settings = json.loads((moved / "configuration.json").read_text()) | {"data": "elsewhere"}
+    (moved / "configuration.json").write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match="elsewhere"):
+        write_report([RunSource(moved)], tmp_path / "out")
+    assert len(write_report([RunSource(moved, data=DATA)], tmp_path / "out").pages) == 2
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ([], "either RUN folders"),
+        ([], "give RUN folders"),
         (["{tmp}"], "holds no configuration.json"),
-        (["{run}", "--data", "scenes"], "either RUN folders"),
+        (["{run}", "--data", "{tmp}/moved"], "is no source of pictures"),
         (["{run}", "{run}", "{run}"], "at most twice"),
         (["{run}", "--limit", "0"], "limit must be at least 1"),
         (["{run}", "--model", "no/such/model"], "tokenizer cannot be opened"),
