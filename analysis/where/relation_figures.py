@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -19,9 +19,7 @@ from .relation_measures import (
     separation,
     shared_direction,
 )
-
-if TYPE_CHECKING:
-    from .relation_vectors import Study
+from .relation_study import PERMUTED, PLACES_ONLY, PROBED, Study
 
 
 def draw(study: Study, folder: Path) -> list[Path]:
@@ -58,8 +56,6 @@ def geometry(study: Study, path: Path) -> Path:
 
 def probes(study: Study, path: Path) -> Path:
     """Accuracy of the probes at every place; A alone where it stands still and where it moves."""
-    from .relation_vectors import PERMUTED, PLACES_ONLY, PROBED
-
     x = [number for number, _, _ in study.places]
     with figure(1, 2, (11, 3.6)) as (fig, axes):
         for color, feature in zip(PALETTE, PROBED, strict=False):
@@ -88,16 +84,36 @@ def tables(study: Study, path: Path) -> Path:
             panel.imshow(values, cmap="RdBu_r", vmin=-1, vmax=1)
             panel.grid(False)
             for row, column in np.ndindex(4, 4):
-                panel.text(column, row, f"{values[row, column]:.2f}", ha="center", va="center", fontsize=8)
+                panel.text(
+                    column,
+                    row,
+                    f"{values[row, column]:.2f}",
+                    ha="center",
+                    va="center",
+                    fontsize=8,
+                    color=_ink(values[row, column]),
+                )
+                    column,
+                    row,
+                    f"{values[row, column]:.2f}",
+                    ha="center",
+                    va="center",
+                    fontsize=8,
+                    color=_ink(values[row, column]),
+                )
             panel.set_xticks(range(4), study.relations)
             panel.set_yticks(range(4), study.relations)
             panel.set_title(study.name(number)[0].upper() + study.name(number)[1:])
         return save(fig, path)
 
 
+def _ink(value: float) -> str:
+    return "white" if abs(value) > 0.7 else "black"
+
+
 def _name_places(panels: Any, study: Study) -> None:
     names = ["C" if stage == "connector" else f"{stage[0].upper()}{depth}" for _, stage, depth in study.places]
     for panel in panels:
         panel.set_xticks([number for number, _, _ in study.places], names)
-        panel.set_xlabel("V: vision blocks run, C: connector, L: language-model blocks")
+        panel.set_xlabel("V: vision, C: connector, L: language model; blocks run")
         panel.legend()
