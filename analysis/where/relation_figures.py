@@ -93,14 +93,6 @@ def tables(study: Study, path: Path) -> Path:
                     fontsize=8,
                     color=_ink(values[row, column]),
                 )
-                    column,
-                    row,
-                    f"{values[row, column]:.2f}",
-                    ha="center",
-                    va="center",
-                    fontsize=8,
-                    color=_ink(values[row, column]),
-                )
             panel.set_xticks(range(4), study.relations)
             panel.set_yticks(range(4), study.relations)
             panel.set_title(study.name(number)[0].upper() + study.name(number)[1:])
