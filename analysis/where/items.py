@@ -172,7 +172,7 @@ def scene_pair(seed: int) -> ObjectPair:
     rng = random.Random(f"presence-{seed}")
     items = []
     for number, item in enumerate(made):
-        kinds = tuple(f"{thing.color} {thing.shape}" for thing in item.scene.objects)
+        subject, reference = (f"{thing.color} {thing.shape}" for thing in item.scene.objects)
         question = Question(item.question("word"), item.order, item.order.index(item.relation))
         presence = _scene_presence(item, (number + seed) % 2 == 0, rng)
         picture = annotated_scene(item.scene, f"{pair_id}-{item.relation}", SCENE_PIXELS)
@@ -184,9 +184,9 @@ def scene_pair(seed: int) -> ObjectPair:
                 item.axis,
                 item.anchor,
                 picture,
-                kinds,
+                (subject, reference),
                 question,
-                presence,  # type: ignore[arg-type]
+                presence,
             )
         )
     return ObjectPair(pair_id, tuple(items))
