@@ -108,7 +108,7 @@ def shown_depths(depths: Any, native: int, count: int = 6) -> list[int]:
 
 
 def _text(summary: dict[str, Any], out: Path) -> str:
-    from .report import interval, verdict_sentence
+    from .report import VERDICTS, interval, verdict_sentence
 
     lines = [f"{summary['model']}: {summary['images']} pictures, read after {summary['llm_depth']} LLM blocks"]
     if "emergence" in summary:
@@ -119,8 +119,10 @@ def _text(summary: dict[str, Any], out: Path) -> str:
             f"cells in boxes that name the object: {interval(best['emergence'])}, random labels "
             f"{interval(best['control'])}"
         )
-        lines.append(f"two stages, best words: {verdict_sentence(summary['stages']['verdict_top1'])}")
-        if "verdict_graded" in summary["stages"]:
-            lines.append(f"two stages, graded: {verdict_sentence(summary['stages']['verdict_graded'])}")
+        for kind, label in VERDICTS.items():
+            if f"verdict_{kind}" in summary["stages"]:
+                depth = summary["stages"][kind.rpartition("_")[2]]["llm_depth"]
+                sentence = verdict_sentence(summary["stages"][f"verdict_{kind}"])
+                lines.append(f"two stages, {label.lower()}, {depth} LLM blocks: {sentence}")
     lines.append(f"wrote {out / 'report.md'}")
     return "\n".join(lines)

@@ -53,6 +53,7 @@ def _vision_depths(summary: Mapping[str, Any], folder: Path) -> Path:
             panel(axis, summary)
             axis.axvline(summary["native_vision_depth"], color="black", linewidth=0.8, linestyle=":")
             axis.set_xlabel("vision blocks run (dotted: the model's own)")
+            axis.locator_params(axis="x", integer=True)
         drawn.suptitle(
             f"{summary['model']}: by vision depth, {summary['images']} pictures, 95 % intervals", fontsize=10
         )
@@ -190,6 +191,7 @@ def _inside(summary: Mapping[str, Any], folder: Path) -> Path:
                     x = [row["vision_depth"] for row in mine]
                     curve(axis, x, [row[key] for row in mine], label, color, linestyle=style)
             axis.set(title=titles[name], xlabel="vision blocks run")
+            axis.locator_params(axis="x", integer=True)
             axis.legend()
         return save(drawn, folder / "inside.png")
 

@@ -6,6 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 Row = Mapping[str, Any]
+VERDICTS = {
+    "top1_chosen": "Best words",
+    "graded_chosen": "Graded (nats)",
+    "top1_last": "Best words",
+    "graded_last": "Graded (nats)",
+}
 
 
 def interval(estimate: Row | None, digits: int = 3) -> str:
@@ -123,11 +129,12 @@ def _stages(summary: Row) -> str:
     lines.append(
         "It holds if own attributes are said above chance at some depth, fall from there to the native depth, own "
         "names rise, and their change point comes later, each with its whole interval; it does not hold if one of "
-        "these is refuted by its whole interval."
+        "these is refuted by its whole interval. It is judged four times, with no correction for that."
     )
-    for kind, label in (("top1", "Best words"), ("graded", "Graded figures (nats, no threshold)")):
+    for kind, label in VERDICTS.items():
         if f"verdict_{kind}" in stages:
-            lines.append(f"**{label}:** {verdict_sentence(stages[f'verdict_{kind}'])}")
+            depth = stages[kind.rpartition("_")[2]]["llm_depth"]
+            lines.append(f"**{label}, {depth} LLM blocks:** {verdict_sentence(stages[f'verdict_{kind}'])}")
     return "\n\n".join([*lines, table(header, rows)])
 
 

@@ -236,7 +236,8 @@ class Study:
         shares = (np.sum([item.hits for item in counted], axis=0) / sum(item.cells for item in counted)).tolist()
         choice = {"llm_depth": self.depth, "best": best, "images": len(counted), "emergence": shares}
         write_json(self.out / CHOICE_FILE, choice)
-        self._read(self.validation, "validation-depths", [Step(j, self.depth) for j in self.vision_depths])
+        steps = [Step(j, k) for k in dict.fromkeys([self.depth, self.layers]) for j in self.vision_depths]
+        self._read(self.validation, "validation-depths", steps)
 
     def _read(self, images: Sequence[AnnotatedImage], kind: str, steps: Sequence[Step]) -> None:
         lenses = self.lenses

@@ -149,27 +149,34 @@ def _stages(study: Study, test: _Set) -> dict[str, Any]:
     for name, (depth, matched) in plans.items():
         steps = [Step(j, depth, NORMED, matched) for j in study.vision_depths]
         found[name] = {"llm_depth": depth, **_stage_curves(study, test, steps)}
-    depths, seed = list(study.vision_depths), study.options.seed
-    across = [Step(j, study.depth) for j in depths]
-    for kind, curves in (("top1", _gain_curves), ("graded", _graded_curves)):
-        held, here = curves(study, validation, across), curves(study, test, across)
-        if held is None or here is None:
-            continue
-        peak = int(np.argmax(held["attribute"].mean(0)))
-        verdict = judge(here["attribute"], here["name"], depths, peak, study.native, seed)
-        found[f"verdict_{kind}"] = {
-            "peak_on_validation": depths[peak],
-            "attributes_at_peak": verdict.attributes_at_peak,
-            "fall_of_attributes": verdict.fall_of_attributes,
-            "rise_of_names": verdict.rise_of_names,
-            "lead": verdict.lead,
-            "holds": verdict.holds,
-            "fails": verdict.fails,
-            "attribute_peak": _at_depths(with_interval(here["attribute"], "peak", seed), depths),
-            "attribute_change": _at_depths(with_interval(here["attribute"], "change", seed), depths),
-            "name_change": _at_depths(with_interval(here["name"], "change", seed), depths),
-        }
+    for place in ("chosen", "last"):
+        across = [Step(j, found[place]["llm_depth"]) for j in study.vision_depths]
+        for kind, curves in (("top1", _gain_curves), ("graded", _graded_curves)):
+            held, here = curves(study, validation, across), curves(study, test, across)
+            if held is not None and here is not None:
+                found[f"verdict_{kind}_{place}"] = _verdict(study, held["attribute"], here)
     return found
+
+
+def _verdict(study: Study, held_out: np.ndarray, here: dict[str, np.ndarray]) -> dict[str, Any]:
+    """What the curves of test pictures say, with the peak of attributes found on validation pictures."""
+    depths, seed = list(study.vision_depths), study.options.seed
+    peak = int(np.argmax(held_out.mean(0)))
+    verdict = judge(here["attribute"], here["name"], depths, peak, study.native, seed)
+    places = {
+        "attribute_peak": with_interval(here["attribute"], "peak", seed),
+        "name_change": with_interval(here["name"], "change", seed),
+    }
+    return {
+        "peak_on_validation": depths[peak],
+        "attributes_at_peak": verdict.attributes_at_peak,
+        "fall_of_attributes": verdict.fall_of_attributes,
+        "rise_of_names": verdict.rise_of_names,
+        "lead": verdict.lead,
+        "holds": verdict.holds,
+        "fails": verdict.fails,
+        **{name: _at_depths(place, depths) for name, place in places.items()},
+    }
 
 
 def _at_depths(place: Estimate, depths: Sequence[int]) -> Estimate:
