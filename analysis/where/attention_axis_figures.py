@@ -14,8 +14,12 @@ from .axis_contrasts import SCALED, STOCK, contrasts, frequency_table
 if TYPE_CHECKING:
     import pandas as pd
 
-LINES = (("odd", True, PALETTE[0], "odd, own axis"), ("odd", False, PALETTE[4], "odd, other axis"))
-LINES += (("even", True, CONTROL, "even, own axis"), ("even", False, "#C4C4C4", "even, other axis"))
+LINES = (
+    ("odd", True, PALETTE[0], "odd, own axis"),
+    ("odd", False, PALETTE[4], "odd, other axis"),
+    ("even", True, CONTROL, "even, own axis"),
+    ("even", False, "#C4C4C4", "even, other axis"),
+)
 
 
 def draw_blocks(frame: pd.DataFrame, path: Path) -> Path:
