@@ -56,6 +56,7 @@ def format_page(runs: Runs, costs: Runs, acceptance: str) -> str:
         "world; their recipe trains every cell to read as what it shows, so the lens figures say that the instrument "
         "works and nothing about large models. Ablation and knockout were not trained for.",
         *([f"Not run: {', '.join(missing)}."] if missing else []),
+        _in_short(runs),
         "## Lens: cells of an object that read as its class, %",
         _lens(runs["lens"]),
         _pictures("lens", runs["lens"], "lens.png"),
@@ -67,6 +68,7 @@ def format_page(runs: Runs, costs: Runs, acceptance: str) -> str:
         "the same shape elsewhere in the picture; `random-like-object`: as many tokens anywhere; +1: with one ring.",
         "## Knockout: right answers kept in VQA, all layers cut, %",
         _knockout(runs["knockout"]),
+        _pictures("knockout", runs["knockout"], "routes-vqa.png"),
         "All windows of layers are in the reports of the runs. An asterisk: p < 0.05, McNemar's exact test against no "
         "cut, Holm-corrected over the whole table.",
         "## The public code's choices against the mended ones, right answers destroyed, %",
@@ -83,6 +85,43 @@ def format_page(runs: Runs, costs: Runs, acceptance: str) -> str:
         acceptance.strip(),
     ]
     return "\n\n".join(block for block in blocks if block) + "\n"
+
+
+def _in_short(runs: Runs) -> str:
+    """Ranges over models and settings, from the tables below."""
+    lines = []
+    if runs["lens"]:
+        own, best = ([run["whole"][kind]["best_depth"]["cross_fitted"] for run in runs["lens"].values()]
+                     for kind in ("object", "shuffled labels"))  # fmt: skip
+        lines.append(
+            f"cells of an object read as its class in {_range(own)} %, under shuffled labels {_range(best)} %"
+        )
+    if runs["ablate"]:
+        found = {name: _all_destroyed(runs["ablate"], name) for name in ("object", "translated")}
+        lines.append(
+            f"replacing the object's tokens destroys {_range(found['object'])} % of the right answers, replacing the "
+            f"same shape elsewhere {_range(found['translated'])} %"
+        )
+    for route, words in (
+        ("object+1->last", "without the way from the object to the last position"),
+        ("object+1->question", "without the way from the object to the question"),
+        ("visual->last-row", "without any visual token reaching the last visual row"),
+    ):
+        cells = [cell for run in runs["knockout"].values() if (cell := _cell(run, route)) and cell["destroyed"]]
+        kept = [{"value": 1 - cell["destroyed"]["value"]} for cell in cells]
+        if kept:
+            lines.append(f"{words} {_range(kept)} % of the right answers stay right")
+    return "In short: " + "; ".join(lines) + "." if lines else ""
+
+
+def _all_destroyed(runs: dict[str, Any], name: str) -> list[dict[str, Any]]:
+    entries = [e for run in runs.values() for part in run["settings"].values() for e in part["conditions"]]
+    return [entry["destroyed"] for entry in entries if entry["condition"] == name and entry["destroyed"]]
+
+
+def _range(estimates: list[dict[str, Any]]) -> str:
+    values = sorted({f"{100 * each['value']:.1f}" for each in estimates}, key=float)
+    return values[0] if len(values) == 1 else f"{values[0]} to {values[-1]}"
 
 
 def _pictures(kind: str, runs: dict[str, Any], name: str) -> str:
@@ -127,11 +166,14 @@ def _knockout(runs: dict[str, Any]) -> str:
     for route in ROUTES:
         cells = []
         for model in models:
-            found = runs[model]["settings"].get("vqa", {"cells": []})["cells"]
-            cell = next((c for c in found if (c["route"], c["window"], c["head"]) == (route, "all", -1)), None)
-            cells.append(_kept(cell))
+            cells.append(_kept(_cell(runs[model], route)))
         rows.append([route, *cells])
     return markdown_table(rows)
+
+
+def _cell(run: dict[str, Any], route: str) -> dict[str, Any] | None:
+    found = run["settings"].get("vqa", {"cells": []})["cells"]
+    return next((c for c in found if (c["route"], c["window"], c["head"]) == (route, "all", -1)), None)
 
 
 def _kept(cell: dict[str, Any] | None) -> str:
