@@ -27,6 +27,14 @@ def load_model(folder):
     auto_map = getattr(config, "auto_map", None) or {}
     remote = auto_map and "AutoModelForImageTextToText" not in auto_map
     auto_class = AutoModel if remote else AutoModelForImageTextToText
+    if getattr(config, "weights_from", None):  # the weights lie on the Hub, where this process cannot look
+        import torch
+
+        with torch.device("meta"):
+            model = auto_class.from_config(config, **trust)
+        processor = AutoProcessor.from_pretrained(folder, **trust)
+        found = {"model": type(model).__name__, "processor": type(processor).__name__}
+        return {**found, "weights_from": config.weights_from}
     model, info = auto_class.from_pretrained(folder, output_loading_info=True, device_map="meta", **trust)
     lost = {name: sorted(map(str, info[name])) for name in ("missing_keys", "unexpected_keys", "mismatched_keys")}
     processor = AutoProcessor.from_pretrained(folder, **trust)

@@ -29,6 +29,8 @@ class VisualDecoderFields(PublishedConfig):
         visual_decoder_classes: readings a pruned decoder chooses from, ``None`` for the other kinds.
         visual_decoder_trained: whether the visual decoder was trained (``False``: it reads as the unembedding does).
         visual_decoder_training: what its trainer noted down, JSON values.
+        weights_from: the stock checkpoint of the Hub whose weights the model has, ``{"repo_id", "revision"}``; the
+            files beside this configuration then hold none. ``None``: they hold the weights.
     """
 
     visual_compression: dict[str, Any] | None = None
@@ -36,6 +38,7 @@ class VisualDecoderFields(PublishedConfig):
     visual_decoder_classes: int | None = None
     visual_decoder_trained: bool = False
     visual_decoder_training: dict[str, Any] | None = None
+    weights_from: dict[str, str | None] | None = None
 
     reads_suffixes: ClassVar[tuple[str, ...]] = ("", ROPE_SCALED_SUFFIX)
 

@@ -10,6 +10,7 @@ from transformers.conversion_mapping import (
     get_checkpoint_conversion_mapping,
     register_checkpoint_conversion_mapping,
 )
+from transformers.dynamic_module_utils import custom_object_save
 
 AUTO_CLASSES = ("AutoModelForImageTextToText", "AutoModelForMultimodalLM", "AutoModel")
 
@@ -36,10 +37,21 @@ class PublishedModel(_Base):
             **kwargs: passed to the stock ``save_pretrained``. ``save_original_format`` is False unless given: the
                 current key layout, not the one the model was loaded from, loads wherever the code does.
         """
-        name = f"{type(self).__module__.rpartition('.')[2]}.{type(self).__name__}"
-        self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), **dict.fromkeys(AUTO_CLASSES, name)}
+        self._name_in_auto_map()
         kwargs.setdefault("save_original_format", False)
         super().save_pretrained(save_directory, *args, **kwargs)
+
+    def save_code(self, save_directory: str | os.PathLike) -> None:
+        """Save configuration and code as ``save_pretrained`` does, and no weights; the model may be on "meta"."""
+        self._name_in_auto_map()
+        self.config.architectures = [type(self).__name__]
+        os.makedirs(save_directory, exist_ok=True)
+        custom_object_save(self, save_directory, config=self.config)
+        self.config.save_pretrained(save_directory)
+
+    def _name_in_auto_map(self) -> None:
+        name = f"{type(self).__module__.rpartition('.')[2]}.{type(self).__name__}"
+        self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), **dict.fromkeys(AUTO_CLASSES, name)}
 
 
 def stock_class(model_class: type[PublishedModel]) -> type[PreTrainedModel]:

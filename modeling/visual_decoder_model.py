@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from contextvars import ContextVar
 from typing import Any
@@ -161,7 +162,8 @@ class VisualDecoderModel(VisualCompressionMixin, PublishedModel):
 
         The decoder of a stock checkpoint is the one in the files ``visual_decoder.json`` and
         ``visual_decoder.safetensors`` beside its weights, which the stock class ignores; without them it reads as the
-        unembedding does.
+        unembedding does. A small repository whose configuration says ``weights_from`` gives configuration and
+        decoder, the stock checkpoint it names the weights.
 
         Args:
             pretrained_model_name_or_path: a folder or a Hub id, in any key layout the stock class reads.
@@ -176,8 +178,13 @@ class VisualDecoderModel(VisualCompressionMixin, PublishedModel):
             ValueError: the checkpoint is of another family, or is one of ours without its decoder, or the decoder
                 beside it is broken or belongs to another model.
         """
-        with_info = kwargs.pop("output_loading_info", False)
         hub_arguments = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
+        pointer = _weights_elsewhere(pretrained_model_name_or_path, kwargs.get("config"), hub_arguments)
+        if pointer is not None:
+            return cls._from_base(
+                pretrained_model_name_or_path, pointer, hub_arguments, *model_args, decoder=decoder, **kwargs
+            )
+        with_info = kwargs.pop("output_loading_info", False)
         given = decoder
         if given is not None and not isinstance(given, VisualDecoder):
             given = VisualDecoder.from_pretrained(given, **_without_place(hub_arguments))
@@ -209,6 +216,34 @@ class VisualDecoderModel(VisualCompressionMixin, PublishedModel):
             model.set_visual_decoder(given)
         return (model, info) if with_info else model
 
+    @classmethod
+    def _from_base(
+        cls,
+        source: Any,
+        pointer: dict[str, Any],
+        hub_arguments: dict[str, Any],
+        *model_args: Any,
+        decoder: VisualDecoder | str | os.PathLike | None,
+        config: Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Load configuration and decoder from a small repository, and the weights from the checkpoint it names."""
+        of_source = (*HUB_ARGUMENTS, "adapter_kwargs")  # the Auto classes put its revision there too
+        kwargs = {name: value for name, value in kwargs.items() if name not in of_source}
+        if isinstance(config, PreTrainedConfig):
+            config = copy.deepcopy(config)
+        else:
+            where = source if config is None else config
+            not_config = {name: kwargs.pop(name) for name in ("dtype", "quantization_config") if name in kwargs}
+            config_class: Any = cls.config_class
+            config, kwargs = config_class.from_pretrained(where, return_unused_kwargs=True, **hub_arguments, **kwargs)
+            kwargs |= not_config
+        if decoder is None and holds_decoder(source, **hub_arguments):
+            decoder = VisualDecoder.from_pretrained(source, **hub_arguments)
+        config.weights_from = None  # the model has them, and is saved with them
+        place = {**_without_place(hub_arguments), "revision": pointer.get("revision")}
+        return cls.from_pretrained(pointer["repo_id"], *model_args, decoder=decoder, config=config, **place, **kwargs)
+
     def _is_offloaded(self) -> bool:
         """Whether accelerate moves the decoder's weight; from disk it can bring only what the checkpoint held."""
         return hasattr(self.visual_decoder, "_hf_hook")
@@ -236,6 +271,19 @@ class VisualDecoderModel(VisualCompressionMixin, PublishedModel):
             )
             return
         self.visual_decoder.set_token_tables(tokenizer)
+
+
+def _weights_elsewhere(source: Any, config: Any, hub_arguments: dict[str, Any]) -> dict[str, Any] | None:
+    """What a configuration says of weights that lie in another repository."""
+    if not isinstance(config, PreTrainedConfig):
+        if source is None or str(source) in ("", "None"):
+            return None
+        try:
+            stored, _ = PreTrainedConfig.get_config_dict(source if config is None else config, **hub_arguments)
+        except OSError:  # no configuration, as in the repository of an adapter: the stock loader knows what to say
+            return None
+        return stored.get("weights_from")
+    return getattr(config, "weights_from", None)
 
 
 def _without_place(hub_arguments: dict[str, Any]) -> dict[str, Any]:

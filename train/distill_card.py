@@ -6,7 +6,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from dualstream.eval.statistics import Estimate
+from dualstream.eval.result_tables import percent
 
 CURVES = "curves.png"
 FIGURES = {
@@ -67,17 +67,13 @@ def figure_table(record: dict[str, Any]) -> str:
         "| --- |" + " --- |" * len(figures),
     ]
     for reader, label in READERS.items():
-        cells = [_percent(record["figures"][reader].get(name), signed="difference" in name) for name in figures]
+        cells = [percent(record["figures"][reader].get(name), 2, signed="difference" in name) for name in figures]
         lines.append(f"| {label} | " + " | ".join(cells) + " |")
-    gains = [_percent(record["figures"]["decoder"].get(name + GAIN), signed=True) for name in figures]
+    gains = [percent(record["figures"]["decoder"].get(name + GAIN), 2, signed=True) for name in figures]
     lines.append("| decoder minus unembedding, paired | " + " | ".join(gains) + " |")
     oracle = ["0" if "difference" in name else "100" for name in figures]
     lines.append("| oracle: the model's own map (a second pass) | " + " | ".join(oracle) + " |")
     return "\n".join(lines)
-
-
-def _percent(estimate: dict[str, Any] | None, signed: bool) -> str:
-    return "" if estimate is None else Estimate(**estimate).percent(2, signed=signed)
 
 
 def _classes(decoder: dict[str, Any]) -> str:

@@ -93,8 +93,8 @@ def card(model: Any, config: VisionSFTConfig, record: dict[str, Any]) -> str:
 ```python
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-model = AutoModelForImageTextToText.from_pretrained("this folder"{code})
-processor = AutoProcessor.from_pretrained("this folder"{code})  # with the resolution that was trained on
+model = AutoModelForImageTextToText.from_pretrained("REPO_OR_FOLDER"{code})
+processor = AutoProcessor.from_pretrained("REPO_OR_FOLDER"{code})  # with the resolution that was trained on
 ```
 
 What was trained, for {record["steps"]} steps on {record["rows"]["train"]} rows of `{Path(config.dataset).name}`:

@@ -22,8 +22,9 @@ from tqdm import tqdm
 
 from dualstream.data_builders.scenes import COLORS, SHAPES, SPLIT_SEEDS, TEXTURES, make_scene, rasterize
 from dualstream.eval.manifest import make_manifest, write_json
-from dualstream.eval.scene_questions import CONTROL, FULL, answer_items, draw_items, summarize
-from dualstream.eval.statistics import Estimate, bootstrap_mean
+from dualstream.eval.result_tables import arm_metrics, arm_table, cell_table, kind_table, percent
+from dualstream.eval.scene_questions import FULL, answer_items, draw_items, summarize
+from dualstream.eval.statistics import bootstrap_mean
 from dualstream.modeling import family_of, load_model, read_visual_tokens
 
 from .tiny import TinyTrainConfig, load_config
@@ -105,6 +106,7 @@ def write_card(
     tower = "CLIP ViT (12-pixel patches)" if llava else "Qwen2-VL ViT (6-pixel patches, 2-D RoPE, 2 x 2 merge)"
     language = "Llama (1-D RoPE)" if llava else "Qwen2 (M-RoPE)"
     arms = {row["arm"]: row for row in figures["arms"]}
+    index = _model_index(checkpoint.name, figures["arms"], figures["manifest"]["split"])
     text = template.substitute(
         name=checkpoint.name,
         recipe=f"train/{next(iter(recipes))}",
@@ -131,48 +133,13 @@ def write_card(
         compared=config.weights["compared"],
         questions=arms[FULL]["accuracy"]["n"],
         size=figures["manifest"].get("image_size", 224),
-        accuracy=_accuracy_table(arms),
-        compression=_compression_table(arms),
-        cells=_cell_table(figures["cells"]),
+        accuracy=kind_table(figures["arms"]),
+        compression=arm_table(figures["arms"]),
+        cells=cell_table(figures["cells"]),
         decoder=_decoder_section(checkpoint / "distillation.json"),
-        metrics=yaml.safe_dump(_model_index(checkpoint.name, arms), sort_keys=False).rstrip(),
+        metrics=yaml.safe_dump(index, sort_keys=False).rstrip(),
     )
     (checkpoint / "README.md").write_text(text, encoding="utf-8")
-
-
-def _percent(estimate: dict[str, Any], signed: bool = False) -> str:
-    return Estimate(**estimate).percent(signed=signed)
-
-
-def _accuracy_table(arms: dict[str, Any]) -> str:
-    lines = ["| question | n | accuracy % | control: another picture % |", "| --- | --- | --- | --- |"]
-    for kind, estimate in arms[FULL]["accuracy_by_kind"].items():
-        control = arms[CONTROL]["accuracy_by_kind"][kind]
-        lines.append(f"| {kind} | {estimate['n']} | {_percent(estimate)} | {_percent(control)} |")
-    return "\n".join(lines)
-
-
-def _compression_table(arms: dict[str, Any]) -> str:
-    lines = [
-        "| prompt | accuracy % | difference to full, points | fewer visual tokens % |",
-        "| --- | --- | --- | --- |",
-    ]
-    for name, row in arms.items():
-        if name not in (FULL, CONTROL):
-            difference, reduction = _percent(row["difference_to_full"], signed=True), _percent(row["reduction_rate"])
-            lines.append(f"| `{name}` | {_percent(row['accuracy'])} | {difference} | {reduction} |")
-    lines.insert(2, f"| full | {_percent(arms[FULL]['accuracy'])} | | 0 |")
-    return "\n".join(lines)
-
-
-def _cell_table(cells: dict[str, Any]) -> str:
-    lines = ["| read at | scenes | readable object cells % | control: another scene's objects % |"]
-    lines.append("| --- | --- | --- | --- |")
-    for place, row in cells.items():
-        lines.append(
-            f"| {place} | {row['readable']['n']} | {_percent(row['readable'])} | {_percent(row['control'])} |"
-        )
-    return "\n".join(lines)
 
 
 def _decoder_section(record: Path) -> str:
@@ -183,8 +150,8 @@ def _decoder_section(record: Path) -> str:
     decoder, plain = content["figures"]["decoder"], content["figures"]["unembedding"]
     rows = []
     for key, name in (("top1", "cells read alike %"), ("boundary_f1", "run boundaries, F1 %")):
-        gain = _percent(decoder[f"{key}_gain"], signed=True)
-        rows.append(f"| {name} | {_percent(plain[key])} | {_percent(decoder[key])} | {gain} |")
+        gain = percent(decoder[f"{key}_gain"], signed=True)
+        rows.append(f"| {name} | {percent(plain[key])} | {percent(decoder[key])} | {gain} |")
     facts = content["decoder"]
     lines = [
         "## Visual decoder",
@@ -206,14 +173,10 @@ def _decoder_section(record: Path) -> str:
     return "\n".join(lines)
 
 
-def _model_index(name: str, arms: dict[str, Any]) -> dict[str, Any]:
-    metrics = [
-        {"type": "accuracy", "name": f"{kind} accuracy", "value": round(100 * estimate["value"], 1)}
-        for kind, estimate in arms[FULL]["accuracy_by_kind"].items()
-    ]
-    dataset = {"type": "synthetic", "name": "dualstream scenes, test split"}
-    task = {"type": "image-text-to-text"}
-    return {"model-index": [{"name": name, "results": [{"task": task, "dataset": dataset, "metrics": metrics}]}]}
+def _model_index(name: str, arms: list[dict[str, Any]], split: str) -> dict[str, Any]:
+    from huggingface_hub.repocard_data import eval_results_to_model_index
+
+    return {"model-index": eval_results_to_model_index(name, arm_metrics(arms, split))}
 
 
 def run_facts(run: Path, checkpoint: Path, notes: str, looked: str) -> dict[str, Any]:

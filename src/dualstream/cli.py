@@ -81,6 +81,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "pages to look at: pictures and what they read as, depth by depth",
     ),
     "space": ("dualstream.hub_cards.space.command", "a web page to try it: upload or draw, read, compress, ask"),
+    "export": ("dualstream.hub_cards.export", "a small release folder that takes its weights from a stock checkpoint"),
+    "card": ("dualstream.hub_cards.model_card", "write a model's card from its configuration and result files"),
     "release": ("dualstream.hub_cards.release", "check a folder and publish it as a Hub repository"),
 }
 # first word of two-word commands -> help

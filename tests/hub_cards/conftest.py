@@ -1,6 +1,10 @@
 """A Hub on the loopback address for the tests of releases."""
 
 import importlib.util
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -19,6 +23,8 @@ def hub(monkeypatch):
     server = loopback_hub.LoopbackHub().start()
     monkeypatch.setenv("HF_TOKEN", "hf_local")
     monkeypatch.setattr(constants, "ENDPOINT", server.url)
+    address = f"{server.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     close_session()
@@ -26,3 +32,26 @@ def hub(monkeypatch):
     close_session()
     server.shutdown()
     server.server_close()
+
+
+@pytest.fixture
+def elsewhere():
+    """Function (hub, kind, repo id, revision, ..., folder=) -> what a process without dualstream gets from the Hub."""
+    return _elsewhere
+
+
+def _elsewhere(hub, *arguments, folder):
+    environment = {
+        "PATH": os.environ["PATH"], "HOME": str(folder), "HF_HOME": str(folder / "hf"), "HF_ENDPOINT": hub.url,
+        "HF_HUB_DISABLE_XET": "1", "OMP_NUM_THREADS": "1",
+    }  # fmt: skip
+    script = Path(__file__).with_name("load_from_hub.py")
+    child = subprocess.run(
+        [sys.executable, str(script), *map(str, arguments)],
+        env=environment,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+    )
+    assert child.returncode == 0, child.stderr[-3000:]
+    return json.loads(child.stdout.splitlines()[-1])

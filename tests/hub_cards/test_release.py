@@ -2,10 +2,7 @@
 
 import hashlib
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -36,24 +33,6 @@ def release(*arguments, capsys, status=0):
     return json.loads(captured.out) if captured.out else captured.err
 
 
-def elsewhere(hub, *arguments, folder):
-    """What a process without dualstream gets from the Hub."""
-    environment = {
-        "PATH": os.environ["PATH"], "HOME": str(folder), "HF_HOME": str(folder / "hf"), "HF_ENDPOINT": hub.url,
-        "HF_HUB_DISABLE_XET": "1", "OMP_NUM_THREADS": "1",
-    }  # fmt: skip
-    script = Path(__file__).with_name("load_from_hub.py")
-    child = subprocess.run(
-        [sys.executable, str(script), *map(str, arguments)],
-        env=environment,
-        cwd=folder,
-        capture_output=True,
-        text=True,
-    )
-    assert child.returncode == 0, child.stderr[-3000:]
-    return json.loads(child.stdout.splitlines()[-1])
-
-
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
     """The embedded LLaVA as a folder that compresses by itself."""
@@ -70,7 +49,7 @@ def model_folder(exported, tmp_path):
     return Path(shutil.copytree(exported, tmp_path / "model"))
 
 
-def test_a_model_is_used_from_its_repository_alone(hub, model_folder, tmp_path, capsys):
+def test_a_model_is_used_from_its_repository_alone(hub, model_folder, elsewhere, tmp_path, capsys):
     payload = release("model", model_folder, "someone/reads", "--tag", "v9", capsys=capsys)
     assert payload["new_commit"] and payload["loaded"]["model"] == "LlavaWithVisualDecoder"
     stored = hub.files("someone/reads", revision="v9")
@@ -160,7 +139,7 @@ def split_weights(folder):
     (folder / "model.safetensors").unlink()
 
 
-def test_a_dataset_is_loaded_and_streamed_from_its_repository(hub, tmp_path, capsys):
+def test_a_dataset_is_loaded_and_streamed_from_its_repository(hub, elsewhere, tmp_path, capsys):
     places = {"left_of": (10, 40), "right_of": (60, 40), "behind": (35, 20), "in-front_of": (35, 60)}
     lines = [
         {"image": f"cup_{relation}_tape", "bbox": {"cup": [x, y, x + 20, y + 20], "tape": [38, 42, 58, 62]}}
