@@ -102,7 +102,7 @@ def choose_pictures(args: argparse.Namespace, processor: Any) -> tuple[list[Pict
         need_question="vqa" in names(args.settings),
         questions=read_questions(args.questions) if args.questions else None,
         synonyms=read_synonyms(args.synonyms) if args.synonyms else None,
-        area=_area(args.area),
+        area=parse_area(args.area),
         seed=args.seed,
     )
     pictures: dict[str, Picture] = {}
@@ -191,7 +191,12 @@ def cost_of(folder: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
-def _area(text: str | None) -> tuple[float, float] | None:
+def parse_area(text: str | None) -> tuple[float, float] | None:
+    """Read ``LEAST,MOST``; None stays None.
+
+    Raises:
+        ValueError: these are not two numbers.
+    """
     if text is None:
         return None
     try:

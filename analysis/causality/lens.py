@@ -34,6 +34,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--min-coverage", type=float, default=0.5, help="share of a cell that the object covers (default: %(default)s)"
     )
+    parser.add_argument(
+        "--area",
+        metavar="LEAST,MOST",
+        help="square pixels of the object (arXiv 2410.07149: 20000,30000; default: any)",
+    )
     parser.add_argument("--synonyms", type=Path, metavar="FILE", help="one class per line, its names between commas")
     parser.add_argument("--batch-size", type=int, default=16, help="pictures per pass (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of pictures, controls and folds (default: %(default)s)")
@@ -45,7 +50,7 @@ def run(args: argparse.Namespace) -> Result:
     from dualstream.analysis.resumable_rows import ResumableRows
     from dualstream.eval.manifest import make_manifest, write_json
 
-    from .experiment import cost_of
+    from .experiment import cost_of, parse_area
     from .lens_correspondence import ClassVocabulary
     from .targets import data_label, read_synonyms
 
@@ -56,12 +61,13 @@ def run(args: argparse.Namespace) -> Result:
     synonyms = read_synonyms(args.synonyms) if args.synonyms else {}
     model, processor = open_model(args)
     facts = model_facts(args.model, model)
-    options = {"data": data_label(args.data), "split": args.split, "min_coverage": args.min_coverage}
+    options: dict[str, Any] = {"data": data_label(args.data), "split": args.split, "min_coverage": args.min_coverage}
+    options["area"] = area = parse_area(args.area)
     options["synonyms"] = args.synonyms.name if args.synonyms else None
     settings = {"command": "analyze lens", **facts, "dtype": str(model.dtype), **options, "seed": args.seed}
     rows = ResumableRows(args.out, settings)
     vocabulary = ClassVocabulary(processor.tokenizer, len(model.get_output_embeddings().weight), synonyms)
-    measure(model, processor, images, vocabulary, rows, args.batch_size, args.min_coverage, args.seed)
+    measure(model, processor, images, vocabulary, rows, args.batch_size, args.min_coverage, args.seed, area)
     table = rows.table([image.name for image in images])
     summary = {**facts, **options, "seed": args.seed, **summarize(table, vocabulary, args.seed)}
     write_json(args.out / SUMMARY, summary)
@@ -80,6 +86,7 @@ def measure(
     batch_size: int = 16,
     min_coverage: float = 0.5,
     seed: int = 0,
+    area: tuple[float, float] | None = None,
 ) -> None:
     """Write the rows of every picture that has none yet, see ``lens_rows``."""
     import pyarrow as pa
@@ -93,7 +100,7 @@ def measure(
         for start in range(0, len(missing), batch_size):
             batch = missing[start : start + batch_size]
             cpu, wall = time.process_time(), time.time()
-            found = lens_rows(model, processor, batch, vocabulary, min_coverage, seed)
+            found = lens_rows(model, processor, batch, vocabulary, min_coverage, seed, area)
             add_cost(rows.folder / COST, time.process_time() - cpu, time.time() - wall, len(batch))
             for image, own in zip(batch, found, strict=True):
                 rows.write(image.name, pa.Table.from_pylist(own, schema=SCHEMA))

@@ -24,6 +24,7 @@ from dualstream.processing import build_inputs, token_geometry
 from dualstream.processing.words import decode_pieces
 
 from .scorers import ClassWords
+from .targets import stated_area
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -112,7 +113,12 @@ class Cells:
 
 
 def object_cells(
-    image: AnnotatedImage, processor: ProcessorMixin, size: tuple[int, int], min_coverage: float, seed: int = 0
+    image: AnnotatedImage,
+    processor: ProcessorMixin,
+    size: tuple[int, int],
+    min_coverage: float,
+    seed: int = 0,
+    area: tuple[float, float] | None = None,
 ) -> list[tuple[str, Cells]]:
     """The cells of every object of a picture but crowd regions; an object may have none.
 
@@ -122,6 +128,7 @@ def object_cells(
         size: (width, height) of the picture.
         min_coverage: share of a cell that the object must cover.
         seed: of the moved copies.
+        area: bounds in square pixels, excluded; objects of another area are left out.
     """
     geometry = token_geometry(processor, size)
     touched: dict[str, set[int]] = {}
@@ -129,7 +136,7 @@ def object_cells(
         touched.setdefault(item.name, set()).update(object_tokens(geometry, item.mask, item.box).tolist())
     found = []
     for number, item in enumerate(image.objects):
-        if item.is_crowd:
+        if item.is_crowd or (area and not area[0] < stated_area(item) < area[1]):
             continue
         own = object_tokens(geometry, item.mask, item.box, min_coverage)
         same = np.array(sorted(touched[item.name]), dtype=np.int64)
@@ -145,6 +152,7 @@ def lens_rows(
     vocabulary: ClassVocabulary,
     min_coverage: float = 0.5,
     seed: int = 0,
+    area: tuple[float, float] | None = None,
 ) -> list[list[dict[str, Any]]]:
     """Read a batch of pictures at every depth.
 
@@ -155,6 +163,7 @@ def lens_rows(
         vocabulary: of the model.
         min_coverage: share of a cell that an object must cover.
         seed: of the moved copies.
+        area: see ``object_cells``.
 
     Returns:
         Per picture one row per depth 0..L as ``SCHEMA``: the most likely entry of every cell (``top1``, of all N
@@ -170,7 +179,7 @@ def lens_rows(
     inputs = build_inputs(processor, pictures, [PROMPT] * len(images)).to(model.device)
     inputs.pop("compression", None)
     objects = [
-        object_cells(image, processor, picture.size, min_coverage, seed)
+        object_cells(image, processor, picture.size, min_coverage, seed, area)
         for image, picture in zip(images, pictures, strict=True)
     ]
     names = sorted({name for found in objects for name, _ in found})

@@ -19,7 +19,7 @@ from dualstream.processing.token_boxes import TokenGeometry
 
 from .scorers import Trap
 from .settings import Query
-from .targets import Target, area_of
+from .targets import Target, stated_area
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -89,11 +89,6 @@ def chosen_object(objects: Sequence[AnnotatedObject], area: tuple[float, float] 
         if len(group) == 1 and area[0] < stated_area(group[0]) < area[1]:
             return group[0]
     return None
-
-
-def stated_area(item: AnnotatedObject) -> float:
-    """Area as the file states it, else that of the mask or box."""
-    return area_of(item) if item.area is None else item.area
 
 
 def grid_side(geometry: TokenGeometry) -> int:

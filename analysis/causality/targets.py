@@ -183,6 +183,11 @@ def area_of(item: AnnotatedObject) -> float:
     return float(mask.sum()) if mask is not None else (x2 - x1) * (y2 - y1)
 
 
+def stated_area(item: AnnotatedObject) -> float:
+    """Area as the file states it, else that of the mask or box."""
+    return area_of(item) if item.area is None else item.area
+
+
 def _classes(images: Sequence[AnnotatedImage]) -> tuple[str, ...]:
     """All class names of a source; of scenes, all shapes there are."""
     if images and all(image.scene is not None for image in (images[0], images[-1])):

@@ -120,6 +120,13 @@ def test_crowds_are_no_objects_but_their_cells_are_no_outside_cells(embedded):
     assert name == "ring" and 0 in cells.same_name and 0 not in cells.own
 
 
+def test_objects_of_another_area_are_left_out(embedded):
+    sizes = {"small": (0, 0, 24, 24), "large": (36, 36, 96, 96)}
+    image = AnnotatedImage("a", tuple(AnnotatedObject(*item) for item in sizes.items()), lambda: None, (96, 96))
+    found = object_cells(image, embedded[1], (96, 96), 0.5, area=(1000, 4000))
+    assert [name for name, _ in found] == ["large"] and len(found[0][1].own) == 25
+
+
 def test_which_entries_read_as_a_class(embedded):
     vocabulary = ClassVocabulary(embedded[1].tokenizer, 672, {"star": ("cross",)})
     tokenizer = embedded[1].tokenizer

@@ -22,12 +22,11 @@ from dualstream.analysis.causality.neo2024 import (
     judge_trap,
     noise_picture,
     query,
-    stated_area,
     windows,
     yes_id,
 )
 from dualstream.analysis.causality.scorers import TRAPS, ClassWords, self_test
-from dualstream.analysis.causality.targets import Target
+from dualstream.analysis.causality.targets import Target, stated_area
 from dualstream.analysis.object_tokens import object_tokens
 from dualstream.modeling import load_model
 from dualstream.processing import register_processors, token_geometry
