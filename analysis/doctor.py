@@ -114,7 +114,8 @@ def check_model(load: Callable[[], tuple[Any, Any]]) -> tuple[list[Check], dict[
         return [Check("load", False, str(error))], {}
     parameters = sum(parameter.numel() for parameter in model.parameters())
     checks = [Check("load", True, f"{type(model).__name__}, {parameters / 1e6:.1f} M parameters, {model.dtype}")]
-    inputs, card = None, {}
+    inputs: Any = None
+    card: dict[str, Any] = {}
     for name, function_name in CHECKS.items():
         try:
             inputs = model_checks.probe_inputs(model, processor) if inputs is None else inputs

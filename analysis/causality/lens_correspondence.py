@@ -174,9 +174,9 @@ def lens_rows(
     Raises:
         ValueError: geometry and features disagree, or a picture cannot be read.
     """
-    model = unwrapped(model)
+    inner: Any = unwrapped(model)
     pictures = [image.image() for image in images]
-    inputs = build_inputs(processor, pictures, [PROMPT] * len(images)).to(model.device)
+    inputs = build_inputs(processor, pictures, [PROMPT] * len(images)).to(inner.device)
     inputs.pop("compression", None)
     objects = [
         object_cells(image, processor, picture.size, min_coverage, seed, area)
@@ -187,14 +187,14 @@ def lens_rows(
 
     def look(depth: int | None, states: torch.Tensor) -> None:
         assert depth is not None
-        ids, scores = read_states(model, states, depth)
-        log_p = class_log_probabilities(model, states, ids[:, 0], scores[:, 0], [vocabulary.ids(n) for n in names])
+        ids, scores = read_states(inner, states, depth)
+        log_p = class_log_probabilities(inner, states, ids[:, 0], scores[:, 0], [vocabulary.ids(n) for n in names])
         read[depth] = ids[:, 0].cpu().numpy(), log_p.cpu().numpy()
 
-    depths = range(len(family_of(model).llm_blocks(model)) + 1)
-    grids, image_index = visit_depths(model, inputs, list(depths), look)
+    depths = range(len(family_of(inner).llm_blocks(inner)) + 1)
+    grids, image_index = visit_depths(inner, inputs, list(depths), look)
     sizes = np.bincount(image_index.numpy(), weights=grids.prod(-1).numpy(), minlength=len(images)).astype(int)
-    check_sizes(processor, pictures, sizes)
+    check_sizes(processor, pictures, sizes.tolist())
     ends = np.cumsum(sizes)
     rows = []
     for number, (image, found) in enumerate(zip(images, objects, strict=True)):

@@ -166,7 +166,7 @@ def fold_of(image: str, folds: int = FOLDS, seed: int = 0) -> int:
     return zlib.crc32(f"{seed} {image}".encode()) % folds
 
 
-def best_depth(shares: np.ndarray, images: Sequence[str], seed: int = 0) -> dict[str, Any]:
+def best_depth(shares: np.ndarray, images: Sequence[str] | np.ndarray, seed: int = 0) -> dict[str, Any]:
     """The share at one best depth for all pictures, chosen in-sample and cross-fitted.
 
     Args:

@@ -216,7 +216,8 @@ class Bench:
 
     def target(self, image: AnnotatedImage, item: AnnotatedObject) -> Target:
         """An object with its question: from the file, or, in scenes, by its colour where no other object has it."""
-        question, rivals = question_for(image.name, self.questions), ()
+        question = question_for(image.name, self.questions)
+        rivals: tuple[str, ...] = ()
         if image.scene is not None:
             from dualstream.data_builders.scenes import SHAPES
 
