@@ -25,7 +25,7 @@ class KnockoutError(RuntimeError):
 
 @torch.no_grad()
 def weights_on_sources(
-    attention: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], blocks: Sequence[Block], first_query: int
+    attention: Any, args: tuple[Any, ...], kwargs: dict[str, Any], blocks: Sequence[Block], first_query: int
 ) -> tuple[list[torch.Tensor], torch.Tensor]:
     """Attention of each block's destinations on its sources, as the module's own kernel computes it.
 
@@ -85,7 +85,7 @@ def _slots(blocks: Sequence[Block]) -> list[int]:
 
 
 def _marked(
-    attention: nn.Module,
+    attention: Any,
     projection: nn.Module,
     output: torch.Tensor,
     blocks: Sequence[Block],
@@ -113,7 +113,7 @@ def _mark(values: torch.Tensor, blocks: Sequence[Block], slots: list[int], first
 
 
 def _with_marked_cache(
-    attention: nn.Module, kwargs: dict[str, Any], blocks: Sequence[Block], slots: list[int]
+    attention: Any, kwargs: dict[str, Any], blocks: Sequence[Block], slots: list[int]
 ) -> dict[str, Any]:
     """Arguments with a copy of the cache whose values mark columns, too."""
     cache = kwargs.get("past_key_values")
@@ -128,7 +128,7 @@ def _with_marked_cache(
     return {**kwargs, "past_key_values": cache}
 
 
-def _value_projection(attention: nn.Module) -> nn.Module:
+def _value_projection(attention: Any) -> nn.Module:
     for name in ("v_proj", "qkv_proj"):
         if isinstance(getattr(attention, name, None), nn.Module):
             return getattr(attention, name)
@@ -138,7 +138,7 @@ def _value_projection(attention: nn.Module) -> nn.Module:
     )
 
 
-def _output_projection(attention: nn.Module) -> nn.Module:
+def _output_projection(attention: Any) -> nn.Module:
     for name in OUTPUT_PROJECTIONS:
         if isinstance(getattr(attention, name, None), nn.Module):
             return getattr(attention, name)
@@ -148,6 +148,6 @@ def _output_projection(attention: nn.Module) -> nn.Module:
     )
 
 
-def _key_heads(attention: nn.Module) -> int:
-    config = attention.config
+def _key_heads(attention: Any) -> int:
+    config: Any = attention.config
     return int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)

@@ -207,7 +207,7 @@ class _LayerHook:
         self.surgery, self.layer = surgery, layer
 
     def __call__(
-        self, attention: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, attention: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         hidden = args[0] if args else kwargs["hidden_states"]
         if len(args) > 1:
@@ -232,7 +232,7 @@ class _LayerHook:
 
     def _verify(
         self,
-        attention: nn.Module,
+        attention: Any,
         args: tuple[Any, ...],
         old: dict[str, Any],
         new: dict[str, Any],

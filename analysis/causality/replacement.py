@@ -7,7 +7,7 @@ connector output; without them an ablation of that family is incomplete.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -285,7 +285,7 @@ def _visit(
         gathered.take(first + place.image, (place.stage, place.number), states)
         return states
 
-    run: Callable[..., Any] = model.model  # the backbone: no vocabulary scores are needed
+    run: Any = model.model  # the backbone: no vocabulary scores are needed
     with ExitStack() as hooks:
         hooks.enter_context(edited_features(model, look))
         for depth in depths:
