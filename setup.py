@@ -40,7 +40,7 @@ REQUIRED = [
     "tqdm>=4.66",
 ]
 TRAIN = ["accelerate>=1.15", "trl>=1.16", "peft>=0.21", "matplotlib>=3.9"]
-ANALYSIS = ["matplotlib>=3.9", "scikit-learn>=1.9", "pycocotools>=2.0.11"]
+ANALYSIS = ["matplotlib>=3.9", "pandas>=3.1", "scikit-learn>=1.9", "pycocotools>=2.0.11"]
 EVALUATE = "evaluate>=0.4.6"
 EVAL = ["lmms-eval>=0.7.3", "matplotlib>=3.9", EVALUATE]
 SPACE = ["gradio>=6.31"]

@@ -21,7 +21,7 @@ class Licence:
         base: the same of the base, empty if there is no base or its licence is not known.
     """
 
-    fields: dict[str, str]
+    fields: dict[str, Any]
     base: dict[str, str]
 
 

@@ -111,7 +111,8 @@ def export(
     model_class = MODEL_CLASSES[family]
     if stock.model_type == model_class.config_class.model_type:
         raise ValueError(f"--base {base} is a checkpoint of ours already; release it as it is.")
-    config: Any = model_class.config_class.from_pretrained(base, revision=pinned)
+    config_class: Any = model_class.config_class
+    config: Any = config_class.from_pretrained(base, revision=pinned)
     if rope_scaling is not None:
         if family not in ROPE_SCALED_CLASSES:
             raise ValueError(f"--rope-scaling {rope_scaling}: the vision tower of a '{family}' model has no RoPE.")

@@ -235,7 +235,7 @@ def draw_picture(subject: Subject, image: Path | None, device: str | None, dtype
         ) from error
     method = card_texts.compression_of(subject) or DEFAULT_METHOD
     tokens = read_image(model, processor, picture, compression=None if method == "none" else method)
-    return render_image(tokens, max_side=PICTURE_SIDE).convert("P", palette=1, colors=64)
+    return render_image(tokens, max_side=PICTURE_SIDE).quantize(64)
 
 
 def _caption(noun: str, own_picture: bool) -> str:

@@ -213,7 +213,7 @@ def upload(
     )
     if args.tag in tags and (changed or tags[args.tag] != before):
         raise ValueError(f"--tag {args.tag} of {args.repo_id} stands for another content; name a new one.")
-    operations = [
+    operations: list[Any] = [
         *(CommitOperationAdd(file.name, file.path if file.replaced is None else file.replaced) for file in files),
         *(CommitOperationDelete(name) for name in deleted),
     ]

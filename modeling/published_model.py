@@ -46,7 +46,8 @@ class PublishedModel(_Base):
         self._name_in_auto_map()
         self.config.architectures = [type(self).__name__]
         os.makedirs(save_directory, exist_ok=True)
-        custom_object_save(self, save_directory, config=self.config)
+        config: Any = self.config  # the annotation of transformers says dict
+        custom_object_save(self, save_directory, config=config)
         self.config.save_pretrained(save_directory)
 
     def _name_in_auto_map(self) -> None:

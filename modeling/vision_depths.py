@@ -68,7 +68,8 @@ class _SelectedLayer(_Tower):
 class _LlavaTower(_SelectedLayer):
     def encode(self, depth: int, states: torch.Tensor) -> Any:
         features = self.model.model.multi_modal_projector(self.patches(states))
-        return BaseModelOutputWithPooling(pooler_output=list(self._images(features)))
+        images: Any = list(self._images(features))  # transformers gives one tensor per image as well
+        return BaseModelOutputWithPooling(pooler_output=images)
 
     def per_token(self, states: torch.Tensor) -> torch.Tensor:
         return flatten_features(self.patches(states))
@@ -87,7 +88,8 @@ class _InternTower(_SelectedLayer):
         return BaseModelOutputWithPooling(pooler_output=self.model.model.multi_modal_projector(shuffled))
 
     def per_token(self, states: torch.Tensor) -> torch.Tensor:
-        parts = round(1 / self.model.config.downsample_ratio) ** 2
+        ratio: Any = self.model.config.downsample_ratio
+        parts = round(1 / ratio) ** 2
         return self._shuffled(states).unflatten(-1, (parts, -1)).mean(-2).flatten(0, 1)
 
     def _normed(self, states: torch.Tensor) -> torch.Tensor:
@@ -105,7 +107,8 @@ class _InternTower(_SelectedLayer):
 
 class _QwenTower(_Tower):
     def encode(self, depth: int, states: torch.Tensor) -> Any:
-        return BaseModelOutputWithPooling(pooler_output=self._images(self._ordered(self._visual.merger(states))))
+        images: Any = self._images(self._ordered(self._visual.merger(states)))
+        return BaseModelOutputWithPooling(pooler_output=images)
 
     def per_token(self, states: torch.Tensor) -> torch.Tensor:
         return self._ordered(states.unflatten(0, (-1, self._visual.spatial_merge_size**2)).mean(1))
@@ -150,8 +153,9 @@ class _DeepStackTower(_QwenTower):
             merger = self._visual.deepstack_merger_list[self.extra_depths.index(depth)]
             self._reached[depth] = merger(states)
         features = self._visual.merger(states)
-        stacked = [self._images(self._reached.get(d, torch.zeros_like(features))) for d in self.extra_depths]
-        return BaseModelOutputWithDeepstackFeatures(pooler_output=self._images(features), deepstack_features=stacked)
+        images: Any = self._images(features)
+        stacked: Any = [self._images(self._reached.get(d, torch.zeros_like(features))) for d in self.extra_depths]
+        return BaseModelOutputWithDeepstackFeatures(pooler_output=images, deepstack_features=stacked)
 
 
 TOWERS: dict[str, type[_Tower]] = {

@@ -234,7 +234,7 @@ class VisualDecoderModel(VisualCompressionMixin, PublishedModel):
             config = copy.deepcopy(config)
         else:
             where = source if config is None else config
-            not_config = {name: kwargs.pop(name) for name in ("dtype", "quantization_config") if name in kwargs}
+            not_config: dict[str, Any] = {name: kwargs.pop(name) for name in ("dtype", "quantization_config") if name in kwargs}
             config_class: Any = cls.config_class
             config, kwargs = config_class.from_pretrained(where, return_unused_kwargs=True, **hub_arguments, **kwargs)
             kwargs |= not_config

@@ -34,11 +34,12 @@ def native_states(model: Any, processor: Any, images: Sequence[Image]) -> tuple[
     """
     inputs = build_inputs(processor, list(images), [READING_PROMPT] * len(images))
     inputs.pop("compression", None)
-    native, states = native_vision_depth(model), {}
+    native = native_vision_depth(model)
+    states: dict[int, torch.Tensor] = {}
     steps = [Step(native, k) for k in range(len(family_of(model).llm_blocks(model)) + 1)]
 
     def keep(step: Step, at: torch.Tensor) -> None:
-        states[step.llm_depth] = at.clone()
+        states[step.llm_depth or 0] = at.clone()
 
     grids, index = visit_steps(model, inputs.to(model.device), steps, keep)
     return states, [int(grids[index == number].prod(-1).sum()) for number in range(len(images))]

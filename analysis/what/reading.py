@@ -160,7 +160,7 @@ def visit_steps(
                 inputs,
                 encoded,
                 list(dict.fromkeys(step.llm_depth for step in mine)),
-                lambda depth, states, mine=mine: [visit(s, states) for s in mine if s.llm_depth == depth],  # type: ignore[misc]
+                lambda depth, states, mine=mine: [visit(s, states) for s in mine if s.llm_depth == depth],  # type: ignore[misc,arg-type]
             )
 
     return visit_vision_depths(model, inputs, sorted({step.vision_depth for step in steps}), arrive)

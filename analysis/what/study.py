@@ -198,7 +198,7 @@ class Study:
             write_json(self.out / HISTORY_FILE, {str(depth): values for depth, values in history.items()})
             lens.save(path)
         if path.is_file():
-            self.tuned = TunedLens.load(path).to(self.model.device)
+            self.tuned = TunedLens.load(path).to(str(self.model.device))
             self.tuned.check_compatible(self.model)
 
     def _all_states(self, images: Sequence[AnnotatedImage]) -> dict[int, torch.Tensor]:

@@ -117,7 +117,7 @@ def _words(study: Study, test: _Set, steps: Sequence[Step]) -> list[dict[str, An
             {
                 "vision_depth": step.vision_depth,
                 "common": common,
-                "meaningful": bootstrap_mean([study.vocabulary.meaningful[part[number]].mean() for part in ids]),
+                "meaningful": bootstrap_mean(np.array([study.vocabulary.meaningful[part[number]].mean() for part in ids])),
                 "agreement": _mean_equal([part[number] for part in ids], reference),
                 "agreement_last": _mean_equal([part[number] for part in plain_last], at_end),
                 "agreement_last_norm_matched": _mean_equal([part[number] for part in scaled], at_end),

@@ -206,7 +206,8 @@ def logit_parts(bench: Bench, items: Sequence[WhereItem]) -> list[dict[str, Any]
 
     whole = getattr(bench.family.vision_tower(bench.model), "fullatt_block_indexes", None)
     patches: list[dict[str, torch.Tensor]] = []
-    scaling, columns = float(rotary.attentions[0].scaling), rotary.column
+    first: Any = rotary.attentions[0]
+    scaling, columns = float(first.scaling), rotary.column
     with tower_positions(rotary, kept), queries_and_keys(rotary, visit):
         bench.model.model.get_image_features(**images, return_dict=True)
     return rows

@@ -47,7 +47,8 @@ class Bench:
     name: str = ""
 
     def __post_init__(self) -> None:
-        self.model = unwrapped(self.model)
+        model: Any = unwrapped(self.model)
+        self.model = model
         self._geometries: dict[tuple[int, int], TokenGeometry] = {}
         self._sizes: dict[str, tuple[int, int]] = {}
 

@@ -67,10 +67,11 @@ def enlarged(pair: ObjectPair, size: tuple[int, int]) -> ObjectPair:
     items = []
     for item in pair.items:
         old = item.picture.size or item.image().size
-        factors = (size[0] / old[0], size[1] / old[1]) * 2
+        x, y = size[0] / old[0], size[1] / old[1]
         objects = tuple(
-            replace(thing, box=tuple(v * f for v, f in zip(thing.box, factors, strict=True)), read_mask=None)
+            replace(thing, box=(left * x, top * y, right * x, bottom * y), read_mask=None)
             for thing in item.picture.objects
+            for left, top, right, bottom in [thing.box]
         )
         picture = replace(item.picture, objects=objects, size=size, open_image=partial(_stretched, item.picture, size))
         items.append(replace(item, picture=picture))

@@ -148,8 +148,8 @@ class PositionGeometry(Experiment):
                 reading.rows.append((stage, depth, *cells, share["null_value"]))
             if ("cosine", "") in here:
                 cosine_, projection = here["cosine", ""], here["projection", ""]
-                cells = (estimate_of(cosine_), cosine_["null_value"], estimate_of(projection))
-                left.rows.append((depth, *cells, projection["null_value"]))
+                shown = (estimate_of(cosine_), cosine_["null_value"], estimate_of(projection))
+                left.rows.append((depth, *shown, projection["null_value"]))
         return [reading, left] if left.rows else [reading]
 
     def figures(self, table: pa.Table, folder: Path) -> list[Path]:
@@ -214,7 +214,11 @@ def field_rows(
 def decoding_rows(field: np.ndarray, place: Place, draws: int, seed: int) -> Iterator[dict[str, Any]]:
     """R² of row and column on held-out lines of a field, and over shuffled places."""
     for axis in AXES:
-        null = null_range(lambda cells, axis=axis: float(decoded_lines(cells, axis).mean()), field, draws, seed)
+
+        def decoded(cells: np.ndarray, axis: str = axis) -> float:
+            return float(decoded_lines(cells, axis).mean())
+
+        null = null_range(decoded, field, draws, seed)
         yield _row(place, "line r2", axis, 0, bootstrap_mean(decoded_lines(field, axis)), null)
 
 

@@ -98,7 +98,7 @@ def patch_layout(model: nn.Module, inputs: Any) -> PatchLayout:
     tower = family.vision_tower(model)
     if family.name.startswith("qwen"):
         return _qwen_layout(family.name, tower, inputs["image_grid_thw"])
-    patch = tower.config.patch_size
+    patch: Any = tower.config.patch_size
     height, width = (patch, patch) if isinstance(patch, int) else patch
     merge = round(1 / getattr(model.config, "downsample_ratio", 1)) if family.name == "internvl" else 1
     sizes = inputs.get("image_sizes")
@@ -108,7 +108,7 @@ def patch_layout(model: nn.Module, inputs: Any) -> PatchLayout:
     return PatchLayout(grids, merge, np.arange(sum(rows * cols for rows, cols in grids)))
 
 
-def _qwen_layout(name: str, tower: nn.Module, grid_thw: Any) -> PatchLayout:
+def _qwen_layout(name: str, tower: Any, grid_thw: Any) -> PatchLayout:
     merge, grids, places, start = int(tower.spatial_merge_size), [], [], 0
     for frames, rows, cols in torch.as_tensor(grid_thw).tolist():
         if name == "qwen2_5_vl":

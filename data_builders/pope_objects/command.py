@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from datasets import Features
 
 SETTINGS = ("random", "popular", "adversarial")
-OBJECTS, SPLIT = "objects", "test"
+OBJECTS, SPLIT, SHARD_ROWS = "objects", "test", 5000
 QUESTION = re.compile(r"Is there (?:a|an) (.+) in the image\?")
 FORM = '{"question_id": NUMBER, "image": FILE, "text": "Is there a NAME in the image?", "label": "yes" or "no"}'
 COLUMNS = {
@@ -77,9 +77,12 @@ def run(args: argparse.Namespace) -> Result:
         *((setting, len(questions), [_question_row(q) for q in questions]) for setting, questions in asked.items()),
         (OBJECTS, len(pictures), pictures),
     ]:
-        rows[config] = {
-            SPLIT: folder.write(config, SPLIT, count, lambda a, b, made=made: made[a:b], features[config], 5000)
-        }
+
+
+        def part(start: int, stop: int, made: list[dict[str, Any]] = made) -> list[dict[str, Any]]:
+            return made[start:stop]
+
+        rows[config] = {SPLIT: folder.write(config, SPLIT, count, part, features[config], SHARD_ROWS)}
     text = CardText(
         title="POPE objects",
         summary=f"Yes/no questions about objects in {len(pictures)} pictures, one configuration per setting of POPE, "
