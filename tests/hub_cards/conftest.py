@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +18,7 @@ spec.loader.exec_module(loopback_hub)
 @pytest.fixture
 def hub(monkeypatch):
     """A running Hub, which the real client of this process talks to."""
-    from huggingface_hub import constants
+    from huggingface_hub import constants, hf_api
     from huggingface_hub.utils import close_session
 
     server = loopback_hub.LoopbackHub().start()
@@ -25,6 +26,7 @@ def hub(monkeypatch):
     monkeypatch.setattr(constants, "ENDPOINT", server.url)
     address = f"{server.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address)
+    monkeypatch.setattr(hf_api.api, "endpoint", server.url)  # the functions of the module go through it
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     close_session()
@@ -55,3 +57,18 @@ def _elsewhere(hub, *arguments, folder):
     )
     assert child.returncode == 0, child.stderr[-3000:]
     return json.loads(child.stdout.splitlines()[-1])
+
+
+@pytest.fixture
+def stock_files():
+    """Function (source, folder) -> folder with a stock checkpoint as others publish it: no decoder, no results."""
+    return _stock_files
+
+
+def _stock_files(source, folder):
+    names = [p.name for p in Path(source).iterdir() if p.suffix in (".json", ".jinja", ".safetensors", ".md")]
+    folder.mkdir()
+    for name in names:
+        if not name.startswith("visual_decoder") and name not in ("evaluation.json", "distillation.json"):
+            shutil.copy(Path(source) / name, folder)
+    return folder

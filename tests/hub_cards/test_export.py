@@ -30,16 +30,6 @@ def chat_inputs(processor):
     )  # fmt: skip
 
 
-def stock_files(source, folder):
-    """A stock checkpoint as others publish it: no decoder, no results."""
-    names = [p.name for p in Path(source).iterdir() if p.suffix in (".json", ".jinja", ".safetensors", ".md")]
-    folder.mkdir()
-    for name in names:
-        if not name.startswith("visual_decoder") and name not in ("evaluation.json", "distillation.json"):
-            shutil.copy(Path(source) / name, folder)
-    return folder
-
-
 @pytest.fixture
 def decoder(tmp_path):
     folder = tmp_path / "decoder"
@@ -50,7 +40,7 @@ def decoder(tmp_path):
 
 
 @pytest.fixture
-def base(hub, tmp_path, monkeypatch, capsys):
+def base(hub, stock_files, tmp_path, monkeypatch, capsys):
     """The embedded LLaVA as a stock checkpoint of somebody else, with a later commit that is not ours."""
     from huggingface_hub import HfApi, constants
 

@@ -164,7 +164,7 @@ def refusals(embedded, ours, tmp_path):
         "other decoder": ((embedded, "--results", other / "distillation.json", *plain), "another visual decoder"),
         "other suite": ((ours, "--results", foreign, *plain), "results of 'someone/else'"),
         "other scaling": ((ours, "--results", scaled, *plain), "RoPE scaling exp:2"),
-        "renamed": ((embedded, "--name", "mine", *plain), "--name tiny-llava"),
+        "renamed": ((Path(shutil.copytree(embedded, tmp_path / "mine")), *plain), "--name tiny-llava"),
         "no licence": ((ours, "--no-picture"), "--license"),
         "no licence of the base": (
             (ours, "--base-model", "nobody/model", "--no-picture"),
