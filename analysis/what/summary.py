@@ -108,7 +108,7 @@ def _words(study: Study, test: _Set, steps: Sequence[Step]) -> list[dict[str, An
     plain_last, scaled = (
         [maps.ids[[maps.position(step) for step in some]][:, :, 0] for maps in test.maps] for some in (last, matched)
     )
-    rows = []
+    rows, meaningful = [], study.vocabulary.meaningful
     for number, step in enumerate(steps):
         counts = Counter(int(i) for part in ids for i in part[number])
         total = sum(counts.values())
@@ -117,7 +117,7 @@ def _words(study: Study, test: _Set, steps: Sequence[Step]) -> list[dict[str, An
             {
                 "vision_depth": step.vision_depth,
                 "common": common,
-                "meaningful": bootstrap_mean(np.array([study.vocabulary.meaningful[part[number]].mean() for part in ids])),
+                "meaningful": bootstrap_mean(np.array([meaningful[part[number]].mean() for part in ids])),
                 "agreement": _mean_equal([part[number] for part in ids], reference),
                 "agreement_last": _mean_equal([part[number] for part in plain_last], at_end),
                 "agreement_last_norm_matched": _mean_equal([part[number] for part in scaled], at_end),
