@@ -10,9 +10,12 @@ from .card_subject import ADAPTER, DECODER, MODEL, POINTER, Subject
 from .result_files import Section
 
 NOUNS = {MODEL: "model", POINTER: "model", DECODER: "decoder", ADAPTER: "adapter"}
-_USE = """chat = [{"role": "user", "content": [{"type": "image", "url": "photo.jpg"}, {"type": "text", "text": "What is this?"}]}]
-inputs = processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt")
-print(processor.batch_decode(model.generate(**inputs, max_new_tokens=32), skip_special_tokens=True)[0])"""  # noqa: E501
+_USE = """content = [{"type": "image", "url": "photo.jpg"}, {"type": "text", "text": "What is this?"}]
+inputs = processor.apply_chat_template(
+    [{"role": "user", "content": content}],
+    add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt",
+)
+print(processor.batch_decode(model.generate(**inputs, max_new_tokens=32), skip_special_tokens=True)[0])"""
 
 
 def summary(subject: Subject) -> str:
