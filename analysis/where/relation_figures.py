@@ -46,7 +46,8 @@ def geometry(study: Study, path: Path) -> Path:
         curve(axes[0, 1], x, noise, "noise tokens", CONTROL, linestyle="--")
         axes[0, 1].set(title="Horizontal against vertical direction", ylabel="|cosine|", ylim=(-0.05, 1.05))
         for axis, name in enumerate(("left - right", "high - low")):
-            shared = [bootstrap_mean(shared_direction(axis_differences(study.vectors(n))[:, axis])) for n in x]
+            found = [shared_direction(axis_differences(study.vectors(n))[:, [axis]]) for n in x]
+            shared = [Estimate(*each, len(study.pair_ids)) for each in found]
             curve(axes[0, 2], x, shared, name, PALETTE[axis])
         axes[0, 2].axhline(0, color=CONTROL, linestyle="--")
         axes[0, 2].set(title="Direction shared with other pairs", ylabel="cosine", ylim=(-0.2, 1.05))
@@ -66,11 +67,13 @@ def probes(study: Study, path: Path) -> Path:
         axes[0, 0].axhline(place, color=CONTROL, linestyle=":", label=PLACES_ONLY)
         axes[0, 0].set(title="Relation of unseen objects, four ways", ylabel="accuracy", ylim=(0, 1.05))
         for color, still, name in ((PALETTE[0], True, "A stands still"), (PALETTE[1], False, "A moves")):
-            line: list[Any] = [study.anchored_accuracy(n, "A alone", still) for n in x]
+            line: list[Any] = [study.paired_accuracy(n, still) for n in x]
             if line[0] is not None:
-                curve(axes[0, 1], x, line, f"A alone, {name}", color)
-        axes[0, 1].axhline(0.5, color=CONTROL, linestyle="--", label="chance")
-        axes[0, 1].set(title="Right against opposite, from A alone", ylabel="accuracy", ylim=(0, 1.05))
+                curve(axes[0, 1], x, [found for found, _ in line], name, color)
+                ends = [[getattr(chance, end) for _, chance in line] for end in ("low", "high")]
+                axes[0, 1].fill_between(x, *ends, color=CONTROL, alpha=0.2, linewidth=0, label=f"by chance, {name}")
+        axes[0, 1].axhline(0.5, color=CONTROL, linestyle="--")
+        axes[0, 1].set(title="Which of two opposite pictures, from A alone", ylabel="accuracy", ylim=(0, 1.05))
         _name_places(axes[0], study)
         return save(fig, path)
 

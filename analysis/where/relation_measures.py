@@ -66,17 +66,32 @@ def crossing(vectors: np.ndarray) -> np.ndarray:
     return cosines(axis_differences(vectors))[..., 0, 1]
 
 
-def shared_direction(differences: np.ndarray) -> np.ndarray:
-    """Mean cosine of every pair's difference with those of the other pairs: 1 for one direction, 0 without.
+def shared_direction(differences: np.ndarray, seed: int = 0, resamples: int = 1000) -> tuple[float, float, float]:
+    """Mean cosine of the differences of different pairs: 1 for one direction, 0 without.
+
+    Every pair enters many cosines, so pairs are resampled, not cosines; a pair is never compared with its copy.
 
     Args:
-        differences: (pairs, d), one axis.
+        differences: (pairs, axes, d); the axes are averaged.
+        seed: of the resampling.
+        resamples: bootstrap samples.
 
     Returns:
-        (pairs,).
+        Value, lower and upper end of the 95 % interval.
     """
-    table, count = cosines(differences), len(differences)
-    return (table.sum(1) - 1) / max(count - 1, 1)
+    table = cosines(differences.swapaxes(0, 1)).mean(0)
+    np.fill_diagonal(table, 0)
+    weights = resampled_weights(len(table), seed, resamples)
+    found = np.einsum("bp,pq,bq->b", weights, table, weights, optimize=True)
+    found /= np.maximum(weights.sum(1) ** 2 - (weights**2).sum(1), 1e-12)
+    low, high = np.percentile(found[1:], [2.5, 97.5])
+    return float(found[0]), float(min(low, found[0])), float(max(high, found[0]))
+
+
+def resampled_weights(count: int, seed: int, resamples: int) -> np.ndarray:
+    """(1 + resamples, count) weights: all one, then how often a bootstrap sample draws every pair."""
+    rng = np.random.default_rng(seed)
+    return np.concatenate([np.ones((1, count)), rng.multinomial(count, np.full(count, 1 / count), resamples)])
 
 
 def published_geometry_score(vectors: np.ndarray) -> float:
@@ -161,8 +176,7 @@ def mean_separation(vectors: np.ndarray, seed: int = 0, resamples: int = 1000) -
     count = len(points)
     products = np.einsum("prd,qsd->rspq", points, points)
     products[:, :, np.arange(count), np.arange(count)] = 0
-    rng = np.random.default_rng(seed)
-    weights = np.concatenate([np.ones((1, count)), rng.multinomial(count, np.full(count, 1 / count), resamples)])
+    weights = resampled_weights(count, seed, resamples)
     table = np.einsum("bp,rspq,bq->brs", weights, products, weights, optimize=True)
     lengths = np.sqrt(np.maximum(np.einsum("brr->br", table), 1e-12))
     values = np.clip(table / (lengths[:, :, None] * lengths[:, None, :]), -1, 1)

@@ -102,11 +102,28 @@ def correct_of_four(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return scores.argmax(-1) == labels
 
 
-def correct_of_axis(scores: np.ndarray) -> np.ndarray:
-    """(pairs, 4) bool: whether the right relation beats its opposite; the pictures are in the order of relations."""
-    own = np.take_along_axis(scores, np.arange(4)[None, :, None], -1)[..., 0]
-    other = np.take_along_axis(scores, np.array([1, 0, 3, 2])[None, :, None], -1)[..., 0]
-    return own > other
+def paired_sides(
+    differences: np.ndarray, kinds: Sequence[tuple[str, str]], signs: np.ndarray | None = None
+) -> np.ndarray:
+    """Whether a pair's difference points the way that pairs of other objects say.
+
+    A difference of one object's states in the two pictures of an axis holds nothing of what the object looks like, so
+    this finds weaker traces than a probe of single pictures. The answers for different pairs hang together, since
+    each is among the others of the rest: what chance gives is found by exchanging the pictures of pairs (`signs`).
+
+    Args:
+        differences: (pairs, d), one relation minus its opposite.
+        kinds: the two objects of every pair; those that share one with a pair do not count as other.
+        signs: (exchanges, pairs) of -1 and 1, None for none.
+
+    Returns:
+        (exchanges, pairs) float64: 1 right, 0 wrong, NaN where there is no pair of other objects.
+    """
+    signs = np.ones((1, len(differences))) if signs is None else signs
+    unit = differences / np.maximum(np.linalg.norm(differences, axis=-1, keepdims=True), 1e-12)
+    apart = np.array([[not set(own) & set(other) for other in kinds] for own in kinds])
+    agreement = signs * (signs @ ((unit @ unit.T) * apart))
+    return np.where(apart.any(1), (agreement > 0).astype(float), np.nan)
 
 
 def permuted_labels(pairs: int, seed: int) -> np.ndarray:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from dualstream.eval.statistics import Estimate, bootstrap_mean
 
-from .experiment import Finding, ReportTable, above, below
+from .experiment import OPEN, YES, Finding, ReportTable, above, below
 from .relation_measures import (
     axis_differences,
     crossing,
@@ -48,8 +50,7 @@ def geometry_findings(study: Study, number: int) -> list[Finding]:
     vectors, name = study.vectors(number), study.name(number)
     noise = "tokens drawn from one distribution"
     apart, cross = _mean_separation(vectors), bootstrap_mean(np.abs(crossing(vectors)))
-    shared = bootstrap_mean(_shared(vectors).mean(0))
-    wrong = bootstrap_mean(_shared(_renamed(vectors)).mean(0))
+    shared, wrong = _shared(vectors), _shared(_renamed(vectors))
     return [
         Finding(
             f"In {name}, mean vectors of opposite relations are more opposite than wrongly paired ones.",
@@ -105,16 +106,18 @@ def probe_findings(study: Study, number: int) -> list[Finding]:
             "accuracy",
         ),
     ]
-    still = study.anchored_accuracy(number, "A alone", still=True)
-    if still is not None:
+    paired = study.paired_accuracy(number, still=True)
+    if paired is not None:
+        still, by_chance = paired
+        told = still.low > AXIS_CHANCE and still.value > by_chance.high
         stated.append(
             Finding(
-                f"In {name}, A alone tells right from opposite even where A stands at one place in both pictures.",
+                f"In {name}, A alone tells opposite pictures apart even where A stands at one place in both.",
                 still,
-                above(still, AXIS_CHANCE),
-                f"yes: interval above {AXIS_CHANCE:.2f}; no: below it",
-                study.anchored_accuracy(number, PLACES_ONLY, still=True),
-                PLACES_ONLY,
+                YES if told else OPEN,
+                f"yes: interval above {AXIS_CHANCE:.2f} and value above the range by chance; else open",
+                by_chance,
+                "range with pictures exchanged at random",
                 "accuracy",
             )
         )
@@ -141,7 +144,7 @@ def geometry_table(study: Study) -> ReportTable:
         "Shared: mean cosine of a pair's left - right (high - low) with those of pairs of other objects.",
     )
     for number, _, _ in study.places:
-        vectors, shared = study.vectors(number), _shared(study.vectors(number))
+        vectors = study.vectors(number)
         table.rows.append(
             (
                 study.name(number),
@@ -150,8 +153,8 @@ def geometry_table(study: Study) -> ReportTable:
                 float(study.column(number, "noise_separation").mean()),
                 bootstrap_mean(np.abs(crossing(vectors))),
                 float(study.column(number, "noise_crossing").mean()),
-                bootstrap_mean(shared[0]),
-                bootstrap_mean(shared[1]),
+                _shared(vectors, [0]),
+                _shared(vectors, [1]),
             )
         )
     return table
@@ -200,23 +203,24 @@ def probe_table(study: Study) -> ReportTable:
 def shortcut_table(study: Study) -> ReportTable:
     """A alone, on the axis on which it stands still and on the one on which it moves."""
     table = ReportTable(
-        "A alone: right against opposite (chance 0.5), by whether A moves between the two pictures",
-        ("place", STILL, MOVING),
-        note="Where A stands still its own place tells nothing: what A's state says of the relation it has from B.",
+        "A alone: which of two opposite pictures is which (chance 0.5), by whether A moves between them",
+        ("place", STILL, "range by chance", MOVING, "range by chance"),
+        note="By the sign of the agreement of A's difference between the two pictures with those of pairs of other "
+        "objects, so what A looks like cannot disturb. Where A stands still its own place tells nothing: what its "
+        "state says of the relation it has from B. By chance: the two pictures of pairs exchanged at random.",
     )
     for number, _, _ in study.places:
-        still, moving = (study.anchored_accuracy(number, "A alone", value) for value in (True, False))
-        if still is not None:
-            table.rows.append((study.name(number), still, moving))
+        still, moving = (study.paired_accuracy(number, value) for value in (True, False))
+        if still is not None and moving is not None:
+            table.rows.append((study.name(number), *still, *moving))
     if not table.rows:
         return ReportTable(table.title, table.columns, [], "The source has no pairs of pictures with A at one place.")
     return table
 
 
-def _shared(vectors: np.ndarray) -> np.ndarray:
-    """(2, pairs): mean cosine of a pair's axis difference with the other pairs', for the two axes."""
-    differences = axis_differences(vectors)
-    return np.stack([shared_direction(differences[:, axis]) for axis in (0, 1)])
+def _shared(vectors: np.ndarray, axes: Sequence[int] = (0, 1)) -> Estimate:
+    """Mean cosine of the axis differences of different pairs."""
+    return Estimate(*shared_direction(axis_differences(vectors)[:, list(axes)]), len(vectors))
 
 
 def _mean_separation(vectors: np.ndarray) -> Estimate:

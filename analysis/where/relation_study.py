@@ -9,9 +9,9 @@ from dualstream.eval.statistics import Estimate, cluster_proportion
 
 from .items import REFERENCE, SUBJECT
 from .relation_probes import (
-    correct_of_axis,
     correct_of_four,
     object_disjoint_folds,
+    paired_sides,
     permuted_labels,
     probe_scores,
     without_place,
@@ -21,6 +21,7 @@ from .states import CONNECTOR, LLM, VISION
 PROBED = ("A - B", "A alone", "A alone without its place", "B alone")
 PERMUTED, PLACES_ONLY = "A - B, relations renamed at random", "A's place alone (no model)"
 RENAMINGS = 3
+EXCHANGES = 500
 FEWEST_PAIRS = 8  # to train and test probes on
 
 
@@ -102,14 +103,35 @@ class Study:
         """The same for A - B after the relations of every pair were renamed at random, over several renamings."""
         return self._share(self.scores(number, PROBED[0])[1:], self.namings[1:])
 
-    def anchored_accuracy(self, number: int, feature: str, still: bool) -> Estimate | None:
-        """Right against opposite on the axis where A stands still (or moves); None if the source has no such axis."""
-        scores = self.scores(number, feature)[0]
-        chosen = (self.anchors == (SUBJECT if still else REFERENCE)) & ~np.isnan(scores).any((1, 2))[:, None]
-        if not chosen.any():
+    def paired_accuracy(self, number: int, still: bool) -> tuple[Estimate, Estimate] | None:
+        """Which of two opposite pictures is which, by A's states alone, on the axis where A stands still (or moves).
+
+        Args:
+            number: of the place.
+            still: whether A stands at one place in both pictures of the axis, or B does.
+
+        Returns:
+            The share of right pairs, and its mean and 95 % range when the two pictures of pairs are exchanged at
+            random; None if the source has no such axis, or too few pairs of other objects.
+        """
+        states = self.states(number, SUBJECT)
+        signs = np.random.default_rng(0).choice([-1.0, 1.0], (EXCHANGES, len(states)))
+        signs[0] = 1
+        names, right = [], []
+        for axis in (0, 1):
+            chosen = np.flatnonzero(self.anchors[:, 2 * axis] == (SUBJECT if still else REFERENCE))
+            if len(chosen):
+                differences = (states[:, 2 * axis] - states[:, 2 * axis + 1])[chosen]
+                right.append(paired_sides(differences, [self.kinds[index] for index in chosen], signs[:, chosen]))
+                names += [self.pair_ids[index] for index in chosen]
+        found = np.concatenate(right, axis=1) if right else np.zeros((1, 0))
+        known = ~np.isnan(found[0])
+        if not known.any():
             return None
-        names = np.repeat(np.array(self.pair_ids)[:, None], 4, axis=1)
-        return cluster_proportion(correct_of_axis(scores)[chosen], names[chosen])
+        by_chance = found[1:, known].mean(1)
+        low, high = np.percentile(by_chance, [2.5, 97.5])
+        estimate = cluster_proportion(found[0, known].astype(bool), np.array(names)[known])
+        return estimate, Estimate(float(by_chance.mean()), float(low), float(high), int(known.sum()))
 
     def _share(self, scores: np.ndarray, namings: np.ndarray) -> Estimate:
         tested = ~np.isnan(scores).any((0, 2, 3))

@@ -78,8 +78,11 @@ def test_probes_by_place_and_anchor():
     assert study.accuracy(0, "A - B").high < 0.5 < study.accuracy(1, "A - B").low
     assert study.accuracy(1, PLACES_ONLY).high < 0.5  # the places are random here
     assert study.renamed_accuracy(1).high < 0.45
-    assert study.anchored_accuracy(1, "A alone", still=True).low > 0.6
-    assert study.anchored_accuracy(0, "A alone", still=True).low < 0.5
+    for still in (True, False):
+        found, by_chance = study.paired_accuracy(1, still)
+        assert found.value == 1 and found.n == by_chance.n == 40 and by_chance.high < 0.9
+        found, by_chance = study.paired_accuracy(0, still)  # depth 0 holds no relation here
+        assert by_chance.low - 0.1 <= found.value <= by_chance.high + 0.1 < 0.9
 
 
 def test_a_handful_of_pairs_is_not_probed():
