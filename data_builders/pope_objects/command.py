@@ -78,7 +78,6 @@ def run(args: argparse.Namespace) -> Result:
         (OBJECTS, len(pictures), pictures),
     ]:
 
-
         def part(start: int, stop: int, made: list[dict[str, Any]] = made) -> list[dict[str, Any]]:
             return made[start:stop]
 
