@@ -1,1 +1,1 @@
-"""Model and dataset cards, releases and the Space (reserved)."""
+"""Model cards, exports, releases and the Space."""

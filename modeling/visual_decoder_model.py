@@ -228,13 +228,17 @@ class VisualDecoderModel(VisualCompressionMixin, PublishedModel):
         **kwargs: Any,
     ) -> Any:
         """Load configuration and decoder from a small repository, and the weights from the checkpoint it names."""
+        if not isinstance(pointer, dict) or not isinstance(pointer.get("repo_id"), str):
+            raise ValueError(f"weights_from={pointer!r} of {source} must be an object with repo_id and revision.")
         of_source = (*HUB_ARGUMENTS, "adapter_kwargs")  # the Auto classes put its revision there too
         kwargs = {name: value for name, value in kwargs.items() if name not in of_source}
         if isinstance(config, PreTrainedConfig):
             config = copy.deepcopy(config)
         else:
             where = source if config is None else config
-            not_config: dict[str, Any] = {name: kwargs.pop(name) for name in ("dtype", "quantization_config") if name in kwargs}
+            not_config: dict[str, Any] = {
+                name: kwargs.pop(name) for name in ("dtype", "quantization_config") if name in kwargs
+            }
             config_class: Any = cls.config_class
             config, kwargs = config_class.from_pretrained(where, return_unused_kwargs=True, **hub_arguments, **kwargs)
             kwargs |= not_config

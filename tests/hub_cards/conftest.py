@@ -20,6 +20,7 @@ def hub(monkeypatch):
     """A running Hub, which the real client of this process talks to."""
     from huggingface_hub import constants, hf_api
     from huggingface_hub.utils import close_session
+    from transformers.utils import hub as transformers_hub
 
     server = loopback_hub.LoopbackHub().start()
     monkeypatch.setenv("HF_TOKEN", "hf_local")
@@ -27,6 +28,7 @@ def hub(monkeypatch):
     address = f"{server.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address)
     monkeypatch.setattr(hf_api.api, "endpoint", server.url)  # the functions of the module go through it
+    monkeypatch.setattr(transformers_hub, "_hf_api", None)  # the client of an earlier test's server
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     close_session()

@@ -9,7 +9,7 @@ import torch
 
 from dualstream import cli
 from dualstream.data_builders.scenes import make_scene, render
-from dualstream.modeling import LlavaWithVisualDecoder, default_model_path, load_model
+from dualstream.modeling import LlavaWithVisualDecoder, Qwen2VLWithVisualDecoder, default_model_path, load_model
 from dualstream.processing import LlavaWithVisualDecoderProcessor
 
 SCENE = 1_100_000_000
@@ -120,6 +120,27 @@ def test_what_cannot_be_exported_is_refused_and_leaves_nothing(base, tmp_path, c
     assert {path.name for path in tmp_path.iterdir()} - before <= {"cache"}
 
 
+def test_a_scaled_rope_and_its_weights_may_come_from_two_places(hub, stock_files, tmp_path, monkeypatch, capsys):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    source = stock_files(default_model_path("tiny-qwen2-vl"), tmp_path / "base")
+    dualstream("release", "model", source, "maker/qwen", "--no-load", capsys=capsys)
+    common = ("--rope-scaling", "poly:99:8", "--decoder", default_model_path("tiny-qwen2-vl"))
+    dualstream("export", tmp_path / "small", "--base", "maker/qwen", *common, capsys=capsys)
+    dualstream("export", tmp_path / "whole", "--base", source, "--whole", *common, capsys=capsys)
+    small, whole = (Qwen2VLWithVisualDecoder.from_pretrained(tmp_path / name) for name in ("small", "whole"))
+    assert small.config.vision_rope_scaling == whole.config.vision_rope_scaling is not None
+    stock, processor = load_model(source, device="cpu")
+    inputs = chat_inputs(processor)
+    logits = [model(**inputs).logits for model in (small, whole, stock)]
+    assert torch.equal(logits[0], logits[1]) and not torch.allclose(logits[0], logits[2], atol=1e-3)
+    config = json.loads((tmp_path / "small" / "config.json").read_text())
+    (tmp_path / "small" / "config.json").write_text(json.dumps({**config, "weights_from": {"revision": "main"}}))
+    with pytest.raises(ValueError, match="must be an object with repo_id"):
+        Qwen2VLWithVisualDecoder.from_pretrained(tmp_path / "small")
+
+
 def test_an_export_replaces_nothing(base, tmp_path, capsys):
     (tmp_path / "out").mkdir()
     refused = dualstream("export", tmp_path / "out", "--base", "maker/base", capsys=capsys, status=2)
@@ -161,4 +182,4 @@ def test_a_lora_is_a_repository_of_its_own_and_goes_on_top_of_our_class_with_a_d
     local = PeftModel.from_pretrained(stock, adapter).eval()(**inputs).logits
     assert torch.allclose(there, local, atol=1e-5) and not torch.allclose(there, plain, atol=1e-2)
     output = tuned.generate(**inputs, compression="rle", max_new_tokens=2)
-    assert model.last_compression.kept_tokens[0] < 64 and output.shape[0] == 1
+    assert model.last_compression.kept_tokens < model.last_compression.visual_tokens and len(output) == 1
