@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 PAIRS = 2
 
 
-def large_bench(model_name: str, grid: tuple[int, int]) -> Bench:
+def large_bench(model_name: str, grid: tuple[int, int], pair_count: int = PAIRS) -> Bench:
     """Pairs of pictures that give a grid of (rows, cols) visual tokens, asked one at a time.
 
     Raises:
@@ -54,8 +54,9 @@ def large_bench(model_name: str, grid: tuple[int, int]) -> Bench:
         set_resolution(model, processor, size[0] * size[1], size[0] * size[1])
     else:
         size = (cols * 12, rows * 12)
-    pairs = tuple(enlarged(scene_pair(1_100_000_000 + number), size) for number in range(PAIRS + 1))
-    bench = Bench(model, processor, PairSource("scenes", pairs[:PAIRS], pairs[PAIRS:]), 0, 1, model_name)
+    pairs = tuple(enlarged(scene_pair(1_100_000_000 + number), size) for number in range(pair_count + 1))
+    source = PairSource("scenes", pairs[:pair_count], pairs[pair_count:])
+    bench = Bench(model, processor, source, 0, 1, model_name)
     found = bench.geometry(size).grids
     if found != [grid]:
         raise ValueError(f"{model_name} makes {found} visual tokens of a picture of {size} pixels, not {[grid]}.")
@@ -82,16 +83,16 @@ def _stretched(picture: AnnotatedImage, size: tuple[int, int]) -> Image:
     return picture.image().resize(size)
 
 
-def measure(name: str, model_name: str, grid: tuple[int, int]) -> dict[str, Any]:
+def measure(name: str, model_name: str, grid: tuple[int, int], pair_count: int = PAIRS) -> dict[str, Any]:
     """Run one experiment in this process.
 
     Returns:
-        ``seconds`` and ``cpu_seconds`` of ``PAIRS`` pairs, ``start_mib`` (process with the model loaded) and
+        ``seconds`` and ``cpu_seconds`` of so many pairs, ``start_mib`` (process with the model loaded) and
         ``added_mib`` (peak above it).
     """
     from dualstream.analysis.resumable_rows import ResumableRows
 
-    bench, experiment = large_bench(model_name, grid), make_experiment(name)
+    bench, experiment = large_bench(model_name, grid, pair_count), make_experiment(name)
     reason = experiment.reason_to_skip(bench)
     if reason is not None:
         return {"experiment": name, "skipped": reason}
@@ -100,7 +101,7 @@ def measure(name: str, model_name: str, grid: tuple[int, int]) -> dict[str, Any]
         experiment.run(bench, ResumableRows(Path(folder) / "rows", {"cost": name}))
     return {
         "experiment": name,
-        "pictures": 4 * PAIRS,
+        "pictures": 4 * pair_count,
         "tokens": grid[0] * grid[1],
         "seconds": round(time.time() - started, 1),
         "cpu_seconds": round(time.process_time() - cpu, 1),
@@ -119,23 +120,17 @@ def main() -> None:
     parser.add_argument("--model", default="tiny-qwen2-vl")
     parser.add_argument("--grid", default="30x41", help="rows x columns of visual tokens")
     parser.add_argument("--experiment", choices=list(EXPERIMENTS), help="one of them (default: all)")
+    parser.add_argument(
+        "--pairs", type=int, default=PAIRS, help="pairs of objects (default: %(default)s; intervention needs 3)"
+    )
     args = parser.parse_args()
     rows, _, cols = args.grid.partition("x")
     if args.experiment:
-        print(json.dumps(measure(args.experiment, args.model, (int(rows), int(cols)))))
+        print(json.dumps(measure(args.experiment, args.model, (int(rows), int(cols)), args.pairs)))
         return
     for name in EXPERIMENTS:
-        command = [
-            sys.executable,
-            "-m",
-            __spec__.name,
-            "--model",
-            args.model,
-            "--grid",
-            args.grid,
-            "--experiment",
-            name,
-        ]
+        command = [sys.executable, "-m", __spec__.name, "--model", args.model, "--grid", args.grid]
+        command += ["--pairs", str(args.pairs), "--experiment", name]
         subprocess.run(command, check=True, env=os.environ)
 
 
