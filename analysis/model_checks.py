@@ -184,7 +184,7 @@ def check_knockout(model, processor, inputs) -> Verdict:
     """
     import torch
 
-    from dualstream.analysis.causality.knockout import Block, knockout, knockout_support
+    from dualstream.analysis.causality.knockouts.knockout import Block, knockout, knockout_support
     from dualstream.modeling import family_of
 
     support = knockout_support(model)
@@ -210,7 +210,7 @@ def check_knockout_of_nothing(model, processor, inputs) -> Verdict:
     """No edge cut: identical logits; one edge cut: nothing before its destination changes."""
     import torch
 
-    from dualstream.analysis.causality.knockout import Block, knockout, knockout_support
+    from dualstream.analysis.causality.knockouts.knockout import Block, knockout, knockout_support
     from dualstream.modeling import family_of
 
     support = knockout_support(model)
@@ -259,7 +259,7 @@ def describe(model, processor, inputs) -> dict[str, Any]:
     """What the model is made of, as far as reading it and intervening in it go."""
     import torch
 
-    from dualstream.analysis.causality.knockout import knockout_support
+    from dualstream.analysis.causality.knockouts.knockout import knockout_support
     from dualstream.analysis.interventions import encoded_images
     from dualstream.modeling import family_of
 

@@ -13,7 +13,7 @@ from dualstream.cli import add_model_arguments, model_facts
 if TYPE_CHECKING:
     from dualstream.analysis.resumable_rows import ResumableRows
 
-    from .ablation import Picture
+    from .ablations.ablation import Picture
     from .targets import Selection
 
 SUMMARY, REPORT, MANIFEST, TABLE, COST = "summary.json", "report.md", "manifest.json", "table.parquet", "cost.json"
@@ -90,7 +90,7 @@ def choose_pictures(args: argparse.Namespace, processor: Any) -> tuple[list[Pict
     """
     from dualstream.analysis.annotated_images import open_annotated
 
-    from .ablation import open_picture
+    from .ablations.ablation import open_picture
     from .targets import read_questions, read_synonyms, select_targets
 
     if args.limit < 1:

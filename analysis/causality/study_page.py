@@ -13,7 +13,7 @@ from typing import Any
 
 from dualstream.eval.significance import images_needed, smallest_loss_found
 
-from .replicate_summary import PUBLISHED_ABLATION
+from .replication.replicate_summary import PUBLISHED_ABLATION
 from .settings import SETTINGS
 from .tables import markdown_table, percent
 

@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 # name -> "module:class" in this package; the order is that of the report.
 EXPERIMENTS: dict[str, str] = {
-    "position_geometry": "position_geometry:PositionGeometry",
-    "relation_vectors": "relation_vectors:RelationVectors",
+    "position_geometry": "geometry.position_geometry:PositionGeometry",
+    "relation_vectors": "relations.relation_vectors:RelationVectors",
     "vision_depth": "vision_depth:VisionDepth",
-    "attention_axes": "attention_axes:AttentionAxes",
-    "frequency_sensitivity": "frequency_sensitivity:FrequencySensitivity",
-    "intervention": "intervention:Intervention",
-    "erase": "erase:Erase",
-    "position_ablations": "position_ablations:PositionAblations",
+    "attention_axes": "rotary.attention_axes:AttentionAxes",
+    "frequency_sensitivity": "rotary.frequency_sensitivity:FrequencySensitivity",
+    "intervention": "edits.intervention:Intervention",
+    "erase": "edits.erase:Erase",
+    "position_ablations": "edits.position_ablations:PositionAblations",
 }
 # suite -> names of its experiments
 SUITES: dict[str, tuple[str, ...]] = {

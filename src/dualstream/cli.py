@@ -57,19 +57,19 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "conversations about where things are, from scenes or GQA, to fine-tune on",
     ),
     "analyze ablate": (
-        "dualstream.analysis.causality.ablate",
+        "dualstream.analysis.causality.ablations.ablate",
         "which visual tokens carry the answer: replace them, with matched controls",
     ),
     "analyze knockout": (
-        "dualstream.analysis.causality.knockout_command",
+        "dualstream.analysis.causality.knockouts.knockout_command",
         "on which routes and in which layers the answer travels: cut attention",
     ),
     "analyze lens": (
-        "dualstream.analysis.causality.lens",
+        "dualstream.analysis.causality.lenses.lens",
         "how often an object's cells read as its class, at which depth, with controls",
     ),
     "analyze replicate": (
-        "dualstream.analysis.causality.replicate",
+        "dualstream.analysis.causality.replication.replicate",
         "a published study as its public code runs it, and mended, side by side",
     ),
     "analyze where": (

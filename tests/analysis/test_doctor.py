@@ -9,7 +9,7 @@ import torch
 from transformers import Gemma2Config, GraniteConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from dualstream.analysis import doctor, model_checks
-from dualstream.analysis.causality import knockout as knockout_module
+from dualstream.analysis.causality.knockouts import knockout as knockout_module
 from dualstream.cli import main
 
 FAMILIES = ("llava", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl")

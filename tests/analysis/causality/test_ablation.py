@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from dualstream.analysis.annotated_images import open_annotated
-from dualstream.analysis.causality.ablate import arms_of
-from dualstream.analysis.causality.ablation import AblationPlan, Arm, ablate_targets, open_picture
-from dualstream.analysis.causality.replacement import collect_reference
+from dualstream.analysis.causality.ablations.ablate import arms_of
+from dualstream.analysis.causality.ablations.ablation import AblationPlan, Arm, ablate_targets, open_picture
+from dualstream.analysis.causality.ablations.replacement import collect_reference
 from dualstream.analysis.causality.settings import answer, answer_forward, prepare, query_of
 from dualstream.analysis.causality.targets import select_targets
 from dualstream.cli import main
@@ -140,8 +140,8 @@ COMMAND = ["analyze", "ablate", "--limit", "6", "--counts", "4", "--draws", "1",
 
 
 def test_command_writes_everything_and_resumes_to_the_same(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("dualstream.analysis.causality.ablate.PICTURES_PER_UNIT", 2)
-    monkeypatch.setattr("dualstream.analysis.causality.ablate.REFERENCE_LIMIT", 20)
+    monkeypatch.setattr("dualstream.analysis.causality.ablations.ablate.PICTURES_PER_UNIT", 2)
+    monkeypatch.setattr("dualstream.analysis.causality.ablations.ablate.REFERENCE_LIMIT", 20)
     out = tmp_path / "run"
     assert main([*COMMAND, "--out", str(out)]) == 0
     payload = json.loads(capsys.readouterr().out)

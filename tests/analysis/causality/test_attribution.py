@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from dualstream.analysis.causality.attribution import attribution_patching, integrated_gradients
+from dualstream.analysis.causality.ablations.attribution import attribution_patching, integrated_gradients
+from dualstream.analysis.causality.ablations.replacement import Reference
 from dualstream.analysis.causality.prompt_rows import feature_layers, prompt_rows, visual_counts, with_layers
-from dualstream.analysis.causality.replacement import Reference
 from dualstream.analysis.interventions import edited_features, encoded_images
 from dualstream.modeling.families import FAMILIES, flatten_features
 

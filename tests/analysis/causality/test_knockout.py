@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers import LlavaConfig, LlavaForConditionalGeneration, Phi3Config
 
-from dualstream.analysis.causality.attention_masks import blocked_edges, causal, cut_mask
-from dualstream.analysis.causality.knockout import Block, KnockoutError, knockout, knockout_support
+from dualstream.analysis.causality.knockouts.attention_masks import blocked_edges, causal, cut_mask
+from dualstream.analysis.causality.knockouts.knockout import Block, KnockoutError, knockout, knockout_support
 from dualstream.modeling.families import FAMILIES, family_of
 
 MODELS = [*FAMILIES, "llava_phi"]
@@ -248,7 +248,7 @@ def test_generation_from_a_cache_equals_passes_without_one(name, tiny_model):
 
 def test_probe_catches_a_mask_of_the_wrong_kind(tiny_model, eager_model, monkeypatch):
     """D6: False written into a mask of numbers adds 0 and blocks nothing; here that fails loudly."""
-    from dualstream.analysis.causality import knockout as module
+    from dualstream.analysis.causality.knockouts import knockout as module
 
     inputs = tiny_model("llava").inputs(["ttittt"])
 

@@ -12,17 +12,17 @@ import pytest
 import torch
 
 from dualstream.analysis.annotated_images import open_annotated
-from dualstream.analysis.causality.ablation import open_picture
-from dualstream.analysis.causality.knockout import Block, knockout, knockout_support
-from dualstream.analysis.causality.knockout_rows import (
+from dualstream.analysis.causality.ablations.ablation import open_picture
+from dualstream.analysis.causality.knockouts.knockout import Block, knockout, knockout_support
+from dualstream.analysis.causality.knockouts.knockout_rows import (
     KnockoutPlan,
     cells_of,
     knockout_picture,
     prefill,
     rerun,
 )
+from dualstream.analysis.causality.knockouts.routes import ROUTES
 from dualstream.analysis.causality.prompt_rows import prompt_rows
-from dualstream.analysis.causality.routes import ROUTES
 from dualstream.analysis.causality.targets import select_targets
 from dualstream.analysis.interventions import encoded_images
 from dualstream.cli import main
@@ -113,7 +113,7 @@ def test_a_whole_cut_hides_the_picture_and_late_cuts_of_the_question_do_not(scen
 
 
 def test_cells_leave_out_what_does_not_exist(tiny_model):
-    from dualstream.analysis.causality.routes import Groups
+    from dualstream.analysis.causality.knockouts.routes import Groups
 
     groups = Groups({"object": torch.tensor([4]), "last": torch.tensor([9])})
     support = knockout_support(tiny_model("llava").model)

@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from dualstream.analysis.annotated_images import AnnotatedImage, AnnotatedObject, open_annotated
-from dualstream.analysis.causality.lens_correspondence import (
+from dualstream.analysis.causality.lenses.lens_correspondence import (
     SCHEMA,
     ClassIds,
     ClassVocabulary,
     lens_rows,
     object_cells,
 )
-from dualstream.analysis.causality.lens_shares import (
+from dualstream.analysis.causality.lenses.lens_shares import (
     OBJECT,
     SETS,
     Shares,
@@ -315,7 +315,7 @@ def test_bad_input_is_explained(tmp_path, capsys):
 
 
 def test_geometry_that_does_not_fit_is_refused(embedded, monkeypatch):
-    from dualstream.analysis.causality import lens_correspondence
+    from dualstream.analysis.causality.lenses import lens_correspondence
 
     monkeypatch.setattr(lens_correspondence, "token_geometry", lambda *_: [0] * 3)
     monkeypatch.setattr(lens_correspondence, "object_cells", lambda *_: [])

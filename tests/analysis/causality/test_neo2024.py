@@ -10,7 +10,7 @@ from PIL import Image
 from transformers import CLIPImageProcessor, LlavaProcessor
 
 from dualstream.analysis.annotated_images import AnnotatedImage, AnnotatedObject, open_annotated
-from dualstream.analysis.causality.neo2024 import (
+from dualstream.analysis.causality.replication.neo2024 import (
     DEFECTS,
     cells_of_object,
     chosen_object,

@@ -9,7 +9,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from dualstream.analysis.annotated_images import AnnotatedImage
-from dualstream.analysis.causality.replacement import (
+from dualstream.analysis.causality.ablations.replacement import (
     KINDS,
     RunningMean,
     collect_reference,

@@ -6,11 +6,11 @@ import pyarrow as pa
 import pytest
 
 from dualstream.analysis.annotated_images import AnnotatedImage, AnnotatedObject, open_annotated
-from dualstream.analysis.causality.lens_correspondence import ClassVocabulary
-from dualstream.analysis.causality.neo2024 import cells_of_object
-from dualstream.analysis.causality.replacement import collect_reference
-from dualstream.analysis.causality.replicate_report import format_report
-from dualstream.analysis.causality.replicate_rows import (
+from dualstream.analysis.causality.ablations.replacement import collect_reference
+from dualstream.analysis.causality.lenses.lens_correspondence import ClassVocabulary
+from dualstream.analysis.causality.replication.neo2024 import cells_of_object
+from dualstream.analysis.causality.replication.replicate_report import format_report
+from dualstream.analysis.causality.replication.replicate_rows import (
     NO_GRID,
     NO_OBJECT,
     PASSED,
@@ -21,7 +21,7 @@ from dualstream.analysis.causality.replicate_rows import (
     Options,
     replicate_picture,
 )
-from dualstream.analysis.causality.replicate_summary import summarize
+from dualstream.analysis.causality.replication.replicate_summary import summarize
 from dualstream.analysis.object_tokens import object_tokens
 from dualstream.cli import main
 from dualstream.modeling import load_model
@@ -179,7 +179,7 @@ def test_figures_on_planted_rows():
 
 
 def test_command_resumes_and_ends_with_the_same_files(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("dualstream.analysis.causality.replicate.REFERENCE_PICTURES", 4)
+    monkeypatch.setattr("dualstream.analysis.causality.replication.replicate.REFERENCE_PICTURES", 4)
 
     def run(folder, limit):
         arguments = ["--split", "validation", "--limit", str(limit), "--max-new-tokens", "16", "--json"]

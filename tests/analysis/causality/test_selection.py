@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from dualstream.analysis.causality.routes import (
+from dualstream.analysis.causality.ablations.selection import (
+    attention_received,
+    eager_language_model,
+    object_conditions,
+    ranked_conditions,
+    standing_out,
+)
+from dualstream.analysis.causality.knockouts.routes import (
     CONTROLS,
     PAPER_ROUTES,
     PAPER_WINDOWS,
@@ -12,13 +19,6 @@ from dualstream.analysis.causality.routes import (
     ends_of,
     groups_of,
     windows_of,
-)
-from dualstream.analysis.causality.selection import (
-    attention_received,
-    eager_language_model,
-    object_conditions,
-    ranked_conditions,
-    standing_out,
 )
 from dualstream.analysis.interventions import encoded_images
 from dualstream.modeling.families import FAMILIES

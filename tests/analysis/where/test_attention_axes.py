@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dualstream.analysis.where.attention_axes import AttentionAxes, logit_parts, published_share
-from dualstream.analysis.where.axis_contrasts import (
+from dualstream.analysis.where.bench import Bench
+from dualstream.analysis.where.items import open_pairs
+from dualstream.analysis.where.rotary.attention_axes import AttentionAxes, logit_parts, published_share
+from dualstream.analysis.where.rotary.axis_contrasts import (
     SCALED,
     STOCK,
     contrast_shares,
@@ -16,10 +18,13 @@ from dualstream.analysis.where.axis_contrasts import (
     head_contrasts,
     odd_shares,
 )
-from dualstream.analysis.where.bench import Bench
-from dualstream.analysis.where.items import open_pairs
-from dualstream.analysis.where.rotary_algebra import pair_parts, rotated
-from dualstream.analysis.where.vision_rotation import queries_and_keys, raster_places, tower_positions, vision_rotary
+from dualstream.analysis.where.rotary.rotary_algebra import pair_parts, rotated
+from dualstream.analysis.where.rotary.vision_rotation import (
+    queries_and_keys,
+    raster_places,
+    tower_positions,
+    vision_rotary,
+)
 from dualstream.modeling import load_model, rope_scaled
 
 

@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from dualstream.analysis.where import erase
 from dualstream.analysis.where.bench import Bench
-from dualstream.analysis.where.erase import Erase, erasures_of
-from dualstream.analysis.where.erase_effects import change_table, findings
-from dualstream.analysis.where.erased_pictures import FILLINGS, covered, filled, free_box, painted, pixels_of
+from dualstream.analysis.where.edits import erase
+from dualstream.analysis.where.edits.erase import Erase, erasures_of
+from dualstream.analysis.where.edits.erase_effects import change_table, findings
+from dualstream.analysis.where.edits.erased_pictures import FILLINGS, covered, filled, free_box, painted, pixels_of
 from dualstream.analysis.where.items import open_pairs
 from dualstream.analysis.where.object_sets import touched_tokens
 from dualstream.modeling import load_model

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from dualstream.analysis.where.bench import Bench
-from dualstream.analysis.where.frequency_sensitivity import (
+from dualstream.analysis.where.items import open_pairs
+from dualstream.analysis.where.rotary.frequency_sensitivity import (
     FrequencySensitivity,
     frequency_leaves,
     frozen_parameters,
@@ -13,8 +14,7 @@ from dualstream.analysis.where.frequency_sensitivity import (
     own_axis_shares,
     sensitivities,
 )
-from dualstream.analysis.where.items import open_pairs
-from dualstream.analysis.where.vision_rotation import vision_rotary
+from dualstream.analysis.where.rotary.vision_rotation import vision_rotary
 from dualstream.modeling import load_model, rope_scaled
 
 ROTARY = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")

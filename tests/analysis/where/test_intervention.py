@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from dualstream.analysis.interventions import edited_features, edited_states
-from dualstream.analysis.where import intervention
 from dualstream.analysis.where.bench import Bench
-from dualstream.analysis.where.intervention import (
+from dualstream.analysis.where.edits import intervention
+from dualstream.analysis.where.edits.intervention import (
     CONTROLS,
     Condition,
     Intervention,
@@ -16,10 +16,16 @@ from dualstream.analysis.where.intervention import (
     conditions_of,
     interpolated,
 )
-from dualstream.analysis.where.intervention_effects import findings, leads, leakage, outcomes
+from dualstream.analysis.where.edits.intervention_effects import findings, leads, leakage, outcomes
+from dualstream.analysis.where.edits.relation_directions import (
+    PairMeans,
+    control_directions,
+    direction,
+    others,
+    sites_of,
+)
 from dualstream.analysis.where.items import open_pairs
 from dualstream.analysis.where.object_sets import background_tokens, tokens_elsewhere, touched_tokens
-from dualstream.analysis.where.relation_directions import PairMeans, control_directions, direction, others, sites_of
 from dualstream.modeling import load_model
 
 FAMILIES = ("llava", "llava_phi", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl")

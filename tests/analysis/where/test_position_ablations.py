@@ -3,10 +3,10 @@
 import pandas as pd
 import pytest
 
-from dualstream.analysis.where import position_ablations
 from dualstream.analysis.where.bench import Bench
+from dualstream.analysis.where.edits import position_ablations
+from dualstream.analysis.where.edits.position_ablations import Arm, PositionAblations, arm_effects, arms_of
 from dualstream.analysis.where.items import open_pairs
-from dualstream.analysis.where.position_ablations import Arm, PositionAblations, arm_effects, arms_of
 from dualstream.modeling import load_model
 
 

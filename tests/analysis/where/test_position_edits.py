@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dualstream.analysis.where.position_edits import (
+from dualstream.analysis.where.edits.position_edits import (
     image_positions_shuffled,
     image_tokens_moved,
     image_tokens_shuffled,

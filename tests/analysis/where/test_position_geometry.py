@@ -5,14 +5,14 @@ import pytest
 import torch
 from PIL import Image
 
-from dualstream.analysis.where.position_geometry import (
+from dualstream.analysis.where.geometry.position_geometry import (
     PositionGeometry,
     field_rows,
     learned_table,
     table_projections,
     token_table,
 )
-from dualstream.analysis.where.position_reading import CellReader, blocks_of_grid, rolled
+from dualstream.analysis.where.geometry.position_reading import CellReader, blocks_of_grid, rolled
 from dualstream.analysis.where.states import CONNECTOR, Place
 
 PLACE = Place(0, CONNECTOR, 0)

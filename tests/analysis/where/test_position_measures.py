@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dualstream.analysis.where.position_measures import (
+from dualstream.analysis.where.geometry.position_measures import (
     consistency,
     crossing_cosines,
     decoded_lines,

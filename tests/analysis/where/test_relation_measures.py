@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dualstream.analysis.where.relation_measures import (
+from dualstream.analysis.where.relations.relation_measures import (
     axis_differences,
     centred,
     cosines,
@@ -20,7 +20,7 @@ from dualstream.analysis.where.relation_measures import (
     separation,
     shared_direction,
 )
-from dualstream.analysis.where.relation_probes import (
+from dualstream.analysis.where.relations.relation_probes import (
     correct_of_four,
     object_disjoint_folds,
     paired_sides,

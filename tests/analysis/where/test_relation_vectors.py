@@ -6,8 +6,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from dualstream.analysis.where.relation_study import PLACES_ONLY, Study
-from dualstream.analysis.where.relation_vectors import RelationVectors, noise_measures
+from dualstream.analysis.where.relations.relation_study import PLACES_ONLY, Study
+from dualstream.analysis.where.relations.relation_vectors import RelationVectors, noise_measures
 
 WIDTH, PLACES = 48, [(0, "vision", 0), (1, "vision", 3), (2, "connector", 0), (3, "llm", 1)]
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers.models.qwen2_vl.modeling_qwen2_vl import apply_rotary_pos_emb_vision
 
-from dualstream.analysis.where.rotary_algebra import as_complex, pair_parts, rotated
+from dualstream.analysis.where.rotary.rotary_algebra import as_complex, pair_parts, rotated
 
 PAIRS, HEADS = 8, 3
 GROUPS = torch.tensor([0] * 4 + [1] * 4)  # the first half of the pairs turns with the row, the second with the column

@@ -4,8 +4,8 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, PixtralVisionConfig
 
-from dualstream.analysis.where.rotary_algebra import rotated
-from dualstream.analysis.where.vision_rotation import (
+from dualstream.analysis.where.rotary.rotary_algebra import rotated
+from dualstream.analysis.where.rotary.vision_rotation import (
     image_of_patch,
     queries_and_keys,
     raster_places,

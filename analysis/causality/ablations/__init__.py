@@ -1,0 +1,1 @@
+"""Visual tokens replaced before the answer: which of them it needs."""

@@ -1,0 +1,1 @@
+"""Which cells read as their object, against chance."""

@@ -1,0 +1,1 @@
+"""Rotary attention of the vision tower by axis and frequency."""
