@@ -8,11 +8,13 @@ import os
 import struct
 import warnings
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, cast
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 ImageSource = str | os.PathLike | bytes | bytearray | BinaryIO | Image.Image
 
@@ -67,6 +69,20 @@ def load_image(
             stream.close()
 
 
+@contextmanager
+def whole_pictures_only() -> Iterator[None]:
+    """Inside, Pillow refuses a file that is cut off, also where a library asked it to fill the rest with grey.
+
+    lmms-eval does so for the whole process when it is imported.
+    """
+    before = ImageFile.LOAD_TRUNCATED_IMAGES
+    ImageFile.LOAD_TRUNCATED_IMAGES = False
+    try:
+        yield
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = before
+
+
 def _open_stream(source: ImageSource) -> tuple[BinaryIO, str]:
     """Return a binary stream of `source` and the name to use for it in messages."""
     if isinstance(source, (bytes, bytearray)):
@@ -92,7 +108,7 @@ def _open_stream(source: ImageSource) -> tuple[BinaryIO, str]:
 def _decoded(source: BinaryIO | Image.Image, name: str, background: tuple[int, int, int]) -> Image.Image:
     """Decode, turn upright and convert to RGB; every decoder failure becomes one ValueError that names the source."""
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), whole_pictures_only():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the error at twice the size still holds
             image = source if isinstance(source, Image.Image) else Image.open(source)
             if all(image.size):

@@ -10,6 +10,8 @@ from typing import Any
 from datasets import ClassLabel, Features, Image, List, Value
 from PIL import Image as PillowImage
 
+from dualstream.processing.images import whole_pictures_only
+
 from .annotations import AXES
 from .consistency import Picture
 
@@ -132,7 +134,7 @@ def find_images(pictures: Sequence[Picture], folder: Path) -> dict[str, Path]:
 
 def _trouble(picture: Picture, path: Path) -> str | None:
     try:
-        with PillowImage.open(io.BytesIO(path.read_bytes())) as image:
+        with PillowImage.open(io.BytesIO(path.read_bytes())) as image, whole_pictures_only():
             if image.width * image.height > MAX_PIXELS:
                 return f"{path.name}: {image.width} x {image.height} pixels are more than {MAX_PIXELS:,}"
             image.load()

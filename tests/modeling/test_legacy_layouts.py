@@ -176,6 +176,7 @@ OUR_FIELDS = {
     "visual_decoder_classes": None,
     "visual_decoder_trained": False,
     "visual_decoder_training": None,
+    "weights_from": None,
 }
 
 

@@ -6,7 +6,7 @@ import io
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
 from dualstream.processing.images import load_image
 
@@ -99,8 +99,11 @@ def test_paths_bytes_streams_and_images_agree_and_stay_as_they_were(tmp_path) ->
     assert copy is not original and colour(original) != (1, 2, 3)
 
 
+@pytest.mark.parametrize("lenient", [False, True])
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "TIFF", "WEBP"])
-def test_damaged_files_are_named(tmp_path, kind: str) -> None:
+def test_damaged_files_are_named(tmp_path, monkeypatch, kind: str, lenient: bool) -> None:
+    """Also where another library has asked Pillow to fill what a cut file lacks."""
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", lenient)
     rng = np.random.default_rng(0)
     whole = encoded(Image.fromarray(rng.integers(0, 255, (64, 64, 3), dtype=np.uint8)), kind)
     for cut in (len(whole) // 2, len(whole) // 8, 10):
@@ -108,6 +111,7 @@ def test_damaged_files_are_named(tmp_path, kind: str) -> None:
         path.write_bytes(whole[:cut])
         with pytest.raises(ValueError, match=rf"cut{cut}\.img.*give a PNG"):
             load_image(path)
+    assert lenient == ImageFile.LOAD_TRUNCATED_IMAGES
     flipped = bytearray(whole)
     for place in rng.integers(20, len(whole), 40):
         flipped[place] ^= 0xFF
