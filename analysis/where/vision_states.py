@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from dualstream.modeling.families import family_of
+from dualstream.modeling.families import attribute_at, family_of
 from dualstream.modeling.lens import unwrapped
 from dualstream.processing.patch_order import inverse, merge_block_order, window_order
 
@@ -210,3 +210,19 @@ def truncated_vision(model: nn.Module, depth: int, lens: Lens | None = None) -> 
 
 def _hidden(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
     return args[0] if args else kwargs["hidden_states"]
+
+
+def learned_table(model: nn.Module) -> nn.Parameter | None:
+    """The learned position embeddings of the vision tower (CLIP, InternViT, Qwen3-VL), None if there are none."""
+    tower = family_of(model).vision_tower(model)
+    try:
+        found = attribute_at(
+            tower,
+            "embeddings.position_embedding.weight",
+            "vision_model.embeddings.position_embedding.weight",
+            "embeddings.position_embeddings",
+            "pos_embed.weight",
+        )
+    except AttributeError:
+        return None
+    return found if isinstance(found, nn.Parameter) else None

@@ -20,13 +20,12 @@ from ..effects import pair_of_item as pairs_of
 from ..experiment import Experiment, Finding, ReportTable, pending
 from ..object_sets import first_items
 from ..rotary.vision_rotation import vision_rotary
-from ..vision_states import feature_depth
+from ..vision_states import feature_depth, learned_table
 from .position_edits import (
     SHUFFLES,
     image_positions_shuffled,
     image_tokens_moved,
     image_tokens_shuffled,
-    learned_table,
     shuffled_order,
     vision_rotation_deleted,
     vision_table_deleted,

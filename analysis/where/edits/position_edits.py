@@ -18,6 +18,7 @@ from dualstream.analysis.interventions import VisualPlace, edited_features, edit
 from dualstream.modeling.families import attribute_at, family_of
 
 from ..rotary.vision_rotation import rotation_replaced, vision_rotary
+from ..vision_states import learned_table
 
 SHUFFLES = ("global", "row", "column", "block")
 PLACES = ("zero", "in_place")
@@ -55,22 +56,6 @@ def vision_rotation_deleted(
 
     with rotation_replaced(rotary, rotate):
         yield
-
-
-def learned_table(model: nn.Module) -> nn.Parameter | None:
-    """The learned position embeddings of the vision tower (CLIP, InternViT, Qwen3-VL), None if there are none."""
-    tower = family_of(model).vision_tower(model)
-    try:
-        found = attribute_at(
-            tower,
-            "embeddings.position_embedding.weight",
-            "vision_model.embeddings.position_embedding.weight",
-            "embeddings.position_embeddings",
-            "pos_embed.weight",
-        )
-    except AttributeError:
-        return None
-    return found if isinstance(found, nn.Parameter) else None
 
 
 @contextmanager

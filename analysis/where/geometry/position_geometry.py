@@ -20,6 +20,7 @@ from dualstream.eval.statistics import Estimate, bootstrap_mean, cluster_bootstr
 from ..bench import NEUTRAL_PROMPT
 from ..experiment import Experiment, Finding, ReportTable, above, below, pending
 from ..states import CONNECTOR, LLM, VISION, Place, all_places, read_pictures
+from ..vision_states import learned_table
 from . import position_figures
 from .position_measures import (
     AXES,
@@ -63,7 +64,7 @@ class PositionGeometry(Experiment):
             rows.write(unit, list(self._table(bench) if unit == TABLE else self._stage(bench, unit)))
 
     def _table(self, bench: Bench) -> Iterator[dict[str, Any]]:
-        field = learned_table(bench.model)
+        field = learned_cells(bench.model)
         if field is not None:
             place = Place(-1, TABLE, 0)
             yield from field_rows(field, place, steps_of(*field.shape[:2]), DRAWS, bench.seed)
@@ -157,21 +158,19 @@ class PositionGeometry(Experiment):
         return position_figures.draw(table.to_pylist(), folder)
 
 
-def learned_table(model: Any) -> np.ndarray | None:
+def learned_cells(model: Any) -> np.ndarray | None:
     """The learned position embeddings of a tower, (rows, cols, d) float64 without class token; None if it has none."""
-    for name, value in model.named_parameters():
-        if name.endswith(("position_embedding.weight", "position_embeddings", "pos_embed.weight")) and (
-            "vision" in name or "visual" in name
-        ):
-            cells = value.detach().float().cpu().numpy().astype(np.float64).reshape(-1, value.shape[-1])
-            side = int(np.sqrt(len(cells)))
-            return cells[len(cells) - side * side :].reshape(side, side, -1)
-    return None
+    table = learned_table(model)
+    if table is None:
+        return None
+    cells = table.detach().float().cpu().numpy().astype(np.float64).reshape(-1, table.shape[-1])
+    side = int(np.sqrt(len(cells)))
+    return cells[len(cells) - side * side :].reshape(side, side, -1)
 
 
 def token_table(model: Any, grid: tuple[int, int]) -> np.ndarray | None:
     """The learned table per visual token (mean over the patches of each); None if there is none or it does not fit."""
-    table = learned_table(model)
+    table = learned_cells(model)
     if table is None or table.shape[0] % grid[0] or table.shape[1] % grid[1]:
         return None
     rows, cols = grid

@@ -10,11 +10,11 @@ from dualstream.analysis.where.edits.position_edits import (
     image_positions_shuffled,
     image_tokens_moved,
     image_tokens_shuffled,
-    learned_table,
     shuffled_order,
     vision_rotation_deleted,
     vision_table_deleted,
 )
+from dualstream.analysis.where.vision_states import learned_table
 from dualstream.modeling import family_of
 
 FAMILIES = ("llava", "llava_phi", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl")

@@ -8,7 +8,7 @@ from PIL import Image
 from dualstream.analysis.where.geometry.position_geometry import (
     PositionGeometry,
     field_rows,
-    learned_table,
+    learned_cells,
     table_projections,
     token_table,
 )
@@ -21,15 +21,15 @@ PLACE = Place(0, CONNECTOR, 0)
 def test_tables_of_the_families(tiny_model):
     llava, _ = tiny_model("llava")
     weight = next(value for name, value in llava.named_parameters() if name.endswith("position_embedding.weight"))
-    table = learned_table(llava)
+    table = learned_cells(llava)
     assert table.shape == (4, 4, 32)
     np.testing.assert_allclose(table[1, 2], weight[1 + 4 + 2].detach().numpy(), rtol=1e-6)  # behind the class token
-    assert learned_table(tiny_model("qwen2_vl").model) is None
-    assert learned_table(tiny_model("qwen2_5_vl").model) is None
-    assert learned_table(tiny_model("qwen3_vl").model).shape == (8, 8, 32)
+    assert learned_cells(tiny_model("qwen2_vl").model) is None
+    assert learned_cells(tiny_model("qwen2_5_vl").model) is None
+    assert learned_cells(tiny_model("qwen3_vl").model).shape == (8, 8, 32)
     intern = tiny_model("internvl").model
     merged = token_table(intern, (4, 4))
-    np.testing.assert_allclose(merged[1, 2], learned_table(intern)[2:4, 4:6].mean((0, 1)))
+    np.testing.assert_allclose(merged[1, 2], learned_cells(intern)[2:4, 4:6].mean((0, 1)))
     assert token_table(intern, (3, 3)) is None
 
 
