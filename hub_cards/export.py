@@ -12,13 +12,16 @@ import argparse
 import os
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from dualstream.cli import Result
 
 from .card_subject import is_hub_id
+
+if TYPE_CHECKING:
+    from dualstream.modeling import VisualDecoder
 
 RECORDS = "distillation.json", "training.json"  # of the runs that made decoder and weights, for the card
 
@@ -93,30 +96,12 @@ def export(
         ValueError: the base is no Hub id, cannot be reached, is of no supported family or is no stock checkpoint; the
             decoder belongs to another model; a setting is unknown or does not fit the family.
     """
-    from transformers import AutoConfig
-
     from dualstream.modeling import VisualDecoder, family_of
-    from dualstream.modeling.auto import MODEL_CLASSES, ROPE_SCALED_CLASSES
     from dualstream.processing.processing_visual_decoder import PROCESSOR_CLASSES
 
-    local = Path(base).is_dir()
-    if not (is_hub_id(base) or local) or (local and not whole):
-        raise ValueError(
-            f"--base {base!r} must be OWNER/NAME on the Hub, for whoever loads the result needs to reach it; or a "
-            "folder, with --whole."
-        )
-    pinned = None if local else _pinned(base, revision)
-    stock = AutoConfig.from_pretrained(base, revision=pinned)
-    family = family_of(stock).name
-    model_class = MODEL_CLASSES[family]
-    if stock.model_type == model_class.config_class.model_type:
-        raise ValueError(f"--base {base} is a checkpoint of ours already; release it as it is.")
-    config_class: Any = model_class.config_class
-    config: Any = config_class.from_pretrained(base, revision=pinned)
-    if rope_scaling is not None:
-        if family not in ROPE_SCALED_CLASSES:
-            raise ValueError(f"--rope-scaling {rope_scaling}: the vision tower of a '{family}' model has no RoPE.")
-        config.vision_rope_scaling = rope_scaling
+    pinned = _revision(base, revision, whole)
+    model_class, config = _configured(base, pinned, rope_scaling)
+    family = family_of(config).name
     processor = PROCESSOR_CLASSES[family].from_pretrained(base, revision=pinned, compression=compression)
     loaded = None if decoder is None else VisualDecoder.from_pretrained(decoder)
     if loaded is not None:
@@ -130,16 +115,9 @@ def export(
         model = model_class.from_pretrained(base, decoder=loaded, revision=pinned, dtype="auto", **scaling)
         model.save_pretrained(folder)
     else:
-        config.weights_from = {"repo_id": base, "revision": pinned}
-        config._name_or_path = base
-        model.save_code(folder)
-        if loaded is not None:
-            loaded.save_pretrained(folder)
+        _save_small(model, folder, base, pinned, loaded)
     processor.save_pretrained(folder)
-    for source in (decoder, base):
-        for name in RECORDS:
-            if source and (Path(source) / name).is_file():
-                shutil.copy(Path(source) / name, folder)
+    _copy_records(folder, decoder, base)
     return {
         "model_class": model_class.__name__,
         "weights_from": config.weights_from,
@@ -147,6 +125,62 @@ def export(
         "compression": compression,
         "rope_scaling": rope_scaling,
     }
+
+
+def _revision(base: str, revision: str | None, whole: bool) -> str | None:
+    """The commit of a base on the Hub; None for a folder.
+
+    Raises:
+        ValueError: the base is neither, or is a folder that whoever loads a small release could not reach.
+    """
+    local = Path(base).is_dir()
+    if not (is_hub_id(base) or local) or (local and not whole):
+        raise ValueError(
+            f"--base {base!r} must be OWNER/NAME on the Hub, for whoever loads the result needs to reach it; or a "
+            "folder, with --whole."
+        )
+    return None if local else _pinned(base, revision)
+
+
+def _configured(base: str, pinned: str | None, rope_scaling: str | None) -> tuple[Any, Any]:
+    """Our model class for a stock checkpoint, and its configuration.
+
+    Raises:
+        ValueError: the family is not supported, the checkpoint is ours already, or its tower has no RoPE to scale.
+    """
+    from transformers import AutoConfig
+
+    from dualstream.modeling import family_of
+    from dualstream.modeling.auto import MODEL_CLASSES, ROPE_SCALED_CLASSES
+
+    stock = AutoConfig.from_pretrained(base, revision=pinned)
+    family = family_of(stock).name
+    model_class: Any = MODEL_CLASSES[family]
+    if stock.model_type == model_class.config_class.model_type:
+        raise ValueError(f"--base {base} is a checkpoint of ours already; release it as it is.")
+    config = model_class.config_class.from_pretrained(base, revision=pinned)
+    if rope_scaling is not None:
+        if family not in ROPE_SCALED_CLASSES:
+            raise ValueError(f"--rope-scaling {rope_scaling}: the vision tower of a '{family}' model has no RoPE.")
+        config.vision_rope_scaling = rope_scaling
+    return model_class, config
+
+
+def _save_small(model: Any, folder: Path, base: str, pinned: str | None, decoder: VisualDecoder | None) -> None:
+    """Write code, a configuration that says where the weights are, and the decoder."""
+    model.config.weights_from = {"repo_id": base, "revision": pinned}
+    model.config._name_or_path = base
+    model.save_code(folder)
+    if decoder is not None:
+        decoder.save_pretrained(folder)
+
+
+def _copy_records(folder: Path, *sources: str | None) -> None:
+    """Copy what is known of the runs that made the decoder and the weights, where these are folders."""
+    for source in sources:
+        for name in RECORDS:
+            if source and (Path(source) / name).is_file():
+                shutil.copy(Path(source) / name, folder)
 
 
 def _pinned(base: str, revision: str | None) -> str:
