@@ -26,82 +26,117 @@ FIRST = (7, 4)  # seed and number of shapes of the scene that is there at the st
 def build(bench: Workbench) -> gr.Blocks:
     """Lay the page out; nothing is loaded yet."""
     first = random_scene(*FIRST)
-    asked = suggestions(first)
     with gr.Blocks(title="dualstream", analytics_enabled=False, fill_width=True) as page:
         gr.Markdown(INTRODUCTION)
         scene = gr.State(first)
         with gr.Row():
             with gr.Column(scale=1, min_width=330):
-                picture = gr.Image(
-                    picture_of(first),
-                    type="pil",
-                    format="png",
-                    label="Picture",
-                    sources=["upload", "clipboard"],
-                    height=330,
-                    elem_id="picture",
-                )
+                picture = _picture(first)
                 described = gr.Markdown(_described(first), elem_id="described")
-                with gr.Tab("A random scene"):
-                    seed = gr.Number(FIRST[0], precision=0, minimum=0, label="Seed", elem_id="seed")
-                    objects = gr.Slider(1, 6, FIRST[1], step=1, label="Shapes")
-                    draw = gr.Button("Draw it", elem_id="draw")
-                    surprise = gr.Button("Another one", elem_id="surprise")
-                with gr.Tab("Shape by shape"):
-                    shape = gr.Dropdown(list(SHAPES), value="star", label="Shape")
-                    color = gr.Dropdown(list(COLORS), value="blue", label="Colour")
-                    texture = gr.Dropdown(list(TEXTURES), value="solid", label="Texture")
-                    x = gr.Slider(0, 1, 0.5, step=0.01, label="From left to right")
-                    y = gr.Slider(0, 1, 0.5, step=0.01, label="From top to bottom")
-                    place = gr.Button("Put it there", elem_id="place")
-                    clear = gr.Button("Start with nothing", elem_id="clear")
+                drawing, placing = _random_tab(), _shapes_tab()
             with gr.Column(scale=2, min_width=420):
-                models = gr.CheckboxGroup(list(bench.names), value=list(bench.names), label="Models", elem_id="models")
-                with gr.Row():
-                    compression = gr.Dropdown(
-                        list(COMPRESSIONS), value=COMPRESSIONS[0], label="Compression", allow_custom_value=True
-                    )
-                    scaling = gr.Dropdown(
-                        list(SCALINGS),
-                        value=STOCK,
-                        label="RoPE scaling of the vision tower (Qwen-VL)",
-                        allow_custom_value=True,
-                        elem_id="scaling",
-                    )
-                question = gr.Dropdown(
-                    [item.question for item in asked],
-                    value=asked[0].question,
-                    label="Question",
-                    allow_custom_value=True,
-                    elem_id="question",
-                )
-                with gr.Row():
-                    ask = gr.Button("Ask, with and without", variant="primary", elem_id="ask")
-                    read = gr.Button("Read as words", variant="primary", elem_id="read")
-                replies = gr.Dataframe(
-                    headers=COLUMNS, label="Answers", interactive=False, wrap=True, elem_id="replies"
-                )
+                asking = _asking(bench, first)
         words = gr.HTML(elem_id="words")
-
-        shown = [scene, picture, described, question]
-        shape_inputs = [scene, shape, color, texture, x, y]
-        draw.click(_told(lambda number, count: show(random_scene(number, count))), [seed, objects], shown)
-        surprise.click(lambda: random.randrange(1_000_000), None, seed).then(
-            _told(lambda number, count: show(random_scene(number, count))), [seed, objects], shown
-        )
-        place.click(_told(lambda *inputs: show(with_shape(*inputs))), shape_inputs, shown)
-        clear.click(lambda: show(empty_scene()), None, shown)
-        picture.upload(lambda: (None, "", gr.update(choices=[])), None, [scene, described, question])
-        read.click(
-            _told(lambda *inputs: framed(bench.read(*inputs))), [picture, models, scaling], words, api_name="read"
-        )
-        ask.click(
-            _told(lambda *inputs: [reply.row for reply in bench.ask(*inputs)]),
-            [picture, question, models, compression, scaling],
-            replies,
-            api_name="ask",
-        )
+        _connect_drawing(drawing, placing, [scene, picture, described, asking["question"]])
+        _connect_models(bench, picture, asking, words)
     return page
+
+
+def _picture(first: Any) -> gr.Image:
+    """The picture asked about: drawn, uploaded or pasted."""
+    return gr.Image(
+        picture_of(first),
+        type="pil",
+        format="png",
+        label="Picture",
+        sources=["upload", "clipboard"],
+        height=330,
+        elem_id="picture",
+    )
+
+
+def _random_tab() -> dict[str, Any]:
+    """The tab that draws a scene of a seed."""
+    with gr.Tab("A random scene"):
+        return {
+            "seed": gr.Number(FIRST[0], precision=0, minimum=0, label="Seed", elem_id="seed"),
+            "objects": gr.Slider(1, 6, FIRST[1], step=1, label="Shapes"),
+            "draw": gr.Button("Draw it", elem_id="draw"),
+            "surprise": gr.Button("Another one", elem_id="surprise"),
+        }
+
+
+def _shapes_tab() -> dict[str, Any]:
+    """The tab that puts shapes on the picture one by one."""
+    with gr.Tab("Shape by shape"):
+        return {
+            "shape": gr.Dropdown(list(SHAPES), value="star", label="Shape"),
+            "color": gr.Dropdown(list(COLORS), value="blue", label="Colour"),
+            "texture": gr.Dropdown(list(TEXTURES), value="solid", label="Texture"),
+            "x": gr.Slider(0, 1, 0.5, step=0.01, label="From left to right"),
+            "y": gr.Slider(0, 1, 0.5, step=0.01, label="From top to bottom"),
+            "place": gr.Button("Put it there", elem_id="place"),
+            "clear": gr.Button("Start with nothing", elem_id="clear"),
+        }
+
+
+def _asking(bench: Workbench, first: Any) -> dict[str, Any]:
+    """Models, what is changed about them, the question, and the table of answers."""
+    asked = [item.question for item in suggestions(first)]
+    names = list(bench.names)
+    found: dict[str, Any] = {
+        "models": gr.CheckboxGroup(names, value=names, label="Models", elem_id="models"),
+    }
+    with gr.Row():
+        found["compression"] = gr.Dropdown(
+            list(COMPRESSIONS), value=COMPRESSIONS[0], label="Compression", allow_custom_value=True
+        )
+        found["scaling"] = gr.Dropdown(
+            list(SCALINGS),
+            value=STOCK,
+            label="RoPE scaling of the vision tower (Qwen-VL)",
+            allow_custom_value=True,
+            elem_id="scaling",
+        )
+    found["question"] = gr.Dropdown(
+        asked, value=asked[0], label="Question", allow_custom_value=True, elem_id="question"
+    )
+    with gr.Row():
+        found["ask"] = gr.Button("Ask, with and without", variant="primary", elem_id="ask")
+        found["read"] = gr.Button("Read as words", variant="primary", elem_id="read")
+    found["replies"] = gr.Dataframe(headers=COLUMNS, label="Answers", interactive=False, wrap=True, elem_id="replies")
+    return found
+
+
+def _connect_drawing(drawing: dict[str, Any], placing: dict[str, Any], shown: list[Any]) -> None:
+    """Redraw the picture, its description and the questions, which `shown` holds behind the scene."""
+    scene, picture, described, question = shown
+    scene_inputs = [drawing["seed"], drawing["objects"]]
+    drawn = _told(lambda number, count: show(random_scene(number, count)))
+    drawing["draw"].click(drawn, scene_inputs, shown)
+    drawing["surprise"].click(lambda: random.randrange(1_000_000), None, drawing["seed"]).then(
+        drawn, scene_inputs, shown
+    )
+    shape_inputs = [scene, *(placing[name] for name in ("shape", "color", "texture", "x", "y"))]
+    placing["place"].click(_told(lambda *inputs: show(with_shape(*inputs))), shape_inputs, shown)
+    placing["clear"].click(lambda: show(empty_scene()), None, shown)
+    picture.upload(lambda: (None, "", gr.update(choices=[])), None, [scene, described, question])
+
+
+def _connect_models(bench: Workbench, picture: gr.Image, asking: dict[str, Any], words: gr.HTML) -> None:
+    """Read and ask on a click."""
+    asking["read"].click(
+        _told(lambda *inputs: framed(bench.read(*inputs))),
+        [picture, asking["models"], asking["scaling"]],
+        words,
+        api_name="read",
+    )
+    asking["ask"].click(
+        _told(lambda *inputs: [reply.row for reply in bench.ask(*inputs)]),
+        [picture, *(asking[name] for name in ("question", "models", "compression", "scaling"))],
+        asking["replies"],
+        api_name="ask",
+    )
 
 
 def show(scene: Any) -> tuple[Any, ...]:

@@ -183,43 +183,61 @@ def lens_rows(
         for image, picture in zip(images, pictures, strict=True)
     ]
     names = sorted({name for found in objects for name, _ in found})
-    read: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+    read, sizes = read_depths(inner, inputs, [vocabulary.ids(name) for name in names], len(images))
+    check_sizes(processor, pictures, sizes)
+    ends = np.cumsum(sizes)
+    spans = [slice(end - size, end) for end, size in zip(ends, sizes, strict=True)]
+    return [
+        _rows_of(image.name, found, names, [(top1[span], log_p[:, span]) for top1, log_p in read])
+        for image, found, span in zip(images, objects, spans, strict=True)
+    ]
+
+
+def read_depths(
+    model: Any, inputs: Any, classes: Sequence[ClassIds], count: int
+) -> tuple[list[tuple[np.ndarray, np.ndarray]], list[int]]:
+    """Read the cells of a batch after every block of the language model.
+
+    Args:
+        model: a supported model, without wrappers.
+        inputs: of its processor.
+        classes: C classes.
+        count: pictures of the batch.
+
+    Returns:
+        Per depth 0..L the most likely entry of every cell, (N,) int64, and the log-probabilities of the classes,
+        (C, N) float32, the pictures one after the other; and how many cells each picture has.
+    """
+    read: list[tuple[np.ndarray, np.ndarray]] = []
 
     def look(depth: int | None, states: torch.Tensor) -> None:
-        assert depth is not None
-        ids, scores = read_states(inner, states, depth)
-        log_p = class_log_probabilities(inner, states, ids[:, 0], scores[:, 0], [vocabulary.ids(n) for n in names])
-        read[depth] = ids[:, 0].cpu().numpy(), log_p.cpu().numpy()
+        assert depth == len(read)
+        ids, scores = read_states(model, states, depth)
+        log_p = class_log_probabilities(model, states, ids[:, 0], scores[:, 0], classes)
+        read.append((ids[:, 0].cpu().numpy(), log_p.cpu().numpy()))
 
-    depths = range(len(family_of(inner).llm_blocks(inner)) + 1)
-    grids, image_index = visit_depths(inner, inputs, list(depths), look)
-    sizes = np.bincount(image_index.numpy(), weights=grids.prod(-1).numpy(), minlength=len(images)).astype(int)
-    check_sizes(processor, pictures, sizes.tolist())
-    ends = np.cumsum(sizes)
-    rows = []
-    for number, (image, found) in enumerate(zip(images, objects, strict=True)):
-        span = slice(ends[number] - sizes[number], ends[number])
-        shared = {
-            "image": image.name,
-            "n_visual": int(sizes[number]),
-            "objects": [name for name, _ in found],
-            **{part: [getattr(cells, key) for _, cells in found] for part, key in _PARTS.items()},
-        }
-        rows.append(
-            [
-                {
-                    **shared,
-                    "depth": depth,
-                    "top1": read[depth][0][span],
-                    "log_p": [read[depth][1][names.index(name), span] for name, _ in found],
-                }
-                for depth in depths
-            ]
-        )
-    return rows
+    depths = list(range(len(family_of(model).llm_blocks(model)) + 1))
+    grids, image_index = visit_depths(model, inputs, depths, look)
+    sizes = np.bincount(image_index.numpy(), weights=grids.prod(-1).numpy(), minlength=count).astype(int)
+    return read, sizes.tolist()
 
 
-_PARTS = {"cells": "own", "same_name": "same_name", "moved": "moved"}
+def _rows_of(
+    image: str, found: list[tuple[str, Cells]], names: list[str], read: list[tuple[np.ndarray, np.ndarray]]
+) -> list[dict[str, Any]]:
+    """The rows of one picture, from what its own cells read as at every depth."""
+    shared = {
+        "image": image,
+        "n_visual": len(read[0][0]),
+        "objects": [name for name, _ in found],
+        "cells": [cells.own for _, cells in found],
+        "same_name": [cells.same_name for _, cells in found],
+        "moved": [cells.moved for _, cells in found],
+    }
+    return [
+        {**shared, "depth": depth, "top1": top1, "log_p": [log_p[names.index(name)] for name, _ in found]}
+        for depth, (top1, log_p) in enumerate(read)
+    ]
 
 
 def check_sizes(processor: ProcessorMixin, pictures: Sequence[Image], sizes: Sequence[int]) -> None:
