@@ -93,9 +93,24 @@ def reading_agreement(
     figures["boundary_f1"] = cells.f1(cells.boundaries(student[:, 0]), cells.boundaries(teacher[:, 0]))
     if meaningless is not None:
         figures["meaningless_f1"] = cells.f1(meaningless[student_ids[:, 0]], meaningless[teacher_ids[:, 0]])
+    figures.update(_kept_ratio_differences(student_ids, teacher_ids, grids, cells, meaningless, key))
+    return figures
+
+
+def _kept_ratio_differences(
+    student_ids: torch.Tensor,
+    teacher_ids: torch.Tensor,
+    grids: torch.Tensor,
+    cells: _Cells,
+    meaningless: torch.Tensor | None,
+    key: torch.Tensor | None,
+) -> dict[str, np.ndarray]:
+    """Kept share of cells by the student minus by the teacher, for every plan that both have the readings for."""
+    figures = {}
     for name, method in METHODS.items():
         config = CompressionConfig(method, compare="id" if key is None else "text")
-        if (config.method != "rle" and meaningless is None) or config.top_k > min(student.shape[1], teacher.shape[1]):
+        readings = min(student_ids.shape[1], teacher_ids.shape[1])
+        if (config.method != "rle" and meaningless is None) or config.top_k > readings:
             continue
         kept = [
             run_length_plan(ids, grids, config, meaningless, key).kept_per_block for ids in (student_ids, teacher_ids)

@@ -127,32 +127,12 @@ def relation_accuracy(
     Raises:
         ValueError: there are no answers, lists differ in length, or a reference is not among the options.
     """
-    lists = {"references": references, "pairs": pairs, "sets": sets}
-    for name, values in lists.items():
-        if not predictions or (values is not None and len(values) != len(predictions)):
-            raise ValueError(
-                f"predictions and {name} must be paired: {len(predictions)} and {len(values or ())} given."
-            )
+    _check_lists(predictions, {"references": references, "pairs": pairs, "sets": sets})
     names = list(dict.fromkeys(references if options is None else options))
     verdicts = []
     for number, (text, truth) in enumerate(zip(predictions, references, strict=True)):
-        if truth not in names:
-            raise ValueError(f"reference {truth!r} is not among the options {', '.join(names)}.")
-        said = phrase(text, names)
-        verdicts.append(
-            Verdict(
-                item=str(number),
-                credit=float(said is not None and names[said] == truth),
-                options=len(names),
-                answer=names.index(truth),
-                predicted=said,
-                relation="" if said is None else names[said],
-                invalid=float(said is None),
-                pair_id=pairs[number] if pairs else "",
-                set_id=sets[number] if sets else "",
-                set_size=set_size,
-            )
-        )
+        pair_id, set_id = pairs[number] if pairs else "", sets[number] if sets else ""
+        verdicts.append(_verdict_of(str(number), text, truth, names, pair_id, set_id, set_size))
     figures = {
         "individual": individual(verdicts),
         "pair": pair(verdicts),
@@ -166,6 +146,36 @@ def relation_accuracy(
         "pairs": len(complete_pairs(verdicts)),
         "sets": len(complete_sets(verdicts)),
     }
+
+
+def _check_lists(predictions: Sequence[str], lists: dict[str, Sequence[str] | None]) -> None:
+    """Refuse no answers, and lists of another length than theirs."""
+    for name, values in lists.items():
+        if not predictions or (values is not None and len(values) != len(predictions)):
+            raise ValueError(
+                f"predictions and {name} must be paired: {len(predictions)} and {len(values or ())} given."
+            )
+
+
+def _verdict_of(
+    item: str, text: str, truth: str, names: list[str], pair_id: str, set_id: str, set_size: int
+) -> Verdict:
+    """What a written answer is worth."""
+    if truth not in names:
+        raise ValueError(f"reference {truth!r} is not among the options {', '.join(names)}.")
+    said = phrase(text, names)
+    return Verdict(
+        item=item,
+        credit=float(said is not None and names[said] == truth),
+        options=len(names),
+        answer=names.index(truth),
+        predicted=said,
+        relation="" if said is None else names[said],
+        invalid=float(said is None),
+        pair_id=pair_id,
+        set_id=set_id,
+        set_size=set_size,
+    )
 
 
 def complete_pairs(verdicts: Sequence[Verdict]) -> list[list[Verdict]]:
