@@ -198,23 +198,45 @@ class VisualDecoderModel(VisualCompressionMixin, PublishedModel):
             _beside_checkpoint.reset(token)
         model, info = loaded
         model.visual_decoder.requires_grad_(False)
-        source = model.config.name_or_path
-        if beside is None and str(source) != str(pretrained_model_name_or_path):
+        if any(key.startswith(DECODER_PREFIX) for key, *_ in info["mismatched_keys"]):
+            raise ValueError(
+                f"The visual decoder in {model.config.name_or_path} has another shape than the unembedding beside it."
+            )
+        model._complete_decoder(pretrained_model_name_or_path, beside, given, hub_arguments, kwargs)
+        return (model, info) if with_info else model
+
+    def _complete_decoder(
+        self,
+        named: Any,
+        beside: VisualDecoder | None,
+        given: VisualDecoder | None,
+        hub_arguments: dict[str, Any],
+        kwargs: dict[str, Any],
+    ) -> None:
+        """Give a loaded model the decoder, or the parts of it, that its weight files did not hold.
+
+        Args:
+            named: what the caller asked for.
+            beside: the decoder found beside these weights.
+            given: the decoder that the caller wants instead.
+            hub_arguments: of the caller, for further files.
+            kwargs: of the caller.
+        """
+        source = self.config.name_or_path
+        if beside is None and str(source) != str(named):
             # An adapter was named, and its base has been loaded.
             beside = decoder_beside(source, hub_arguments, given)
             if beside is not None:
-                model.set_visual_decoder(beside)
-        if model._decoder_keys_not_loaded - DECODER_TABLES and beside is None:
-            model._require_stock_checkpoint(source, hub_arguments)
-        if any(key.startswith(DECODER_PREFIX) for key, *_ in info["mismatched_keys"]):
-            raise ValueError(f"The visual decoder in {source} has another shape than the unembedding beside it.")
-        if model._decoder_keys_not_loaded and model.visual_decoder.own_parameter.is_meta and model._is_offloaded():
-            model.set_visual_decoder(beside or model._new_decoder())
-        if model._decoder_keys_not_loaded and not model.visual_decoder.has_token_tables:
-            model._fill_token_tables(source, hub_arguments, kwargs.get("trust_remote_code"))
+                self.set_visual_decoder(beside)
+        absent = self._decoder_keys_not_loaded
+        if absent - DECODER_TABLES and beside is None:
+            self._require_stock_checkpoint(source, hub_arguments)
+        if absent and self.visual_decoder.own_parameter.is_meta and self._is_offloaded():
+            self.set_visual_decoder(beside or self._new_decoder())
+        if absent and not self.visual_decoder.has_token_tables:
+            self._fill_token_tables(source, hub_arguments, kwargs.get("trust_remote_code"))
         if given is not None and beside is None:  # one of our checkpoints, which came with a decoder in its weights
-            model.set_visual_decoder(given)
-        return (model, info) if with_info else model
+            self.set_visual_decoder(given)
 
     @classmethod
     def _from_base(
