@@ -1,1 +1,1 @@
-"""Speed and memory beside peers (reserved)."""
+"""Speed and memory, measured: stages, the limit, peers side by side, and how cost grows."""
