@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dualstream.cli import add_model_arguments, model_facts
+from dualstream.cli import Result, add_model_arguments, model_facts
 
 if TYPE_CHECKING:
     from dualstream.analysis.resumable_rows import ResumableRows
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .targets import Selection
 
 SUMMARY, REPORT, MANIFEST, TABLE, COST = "summary.json", "report.md", "manifest.json", "table.parquet", "cost.json"
+PICTURES_PER_UNIT = 16
 OVERSAMPLING = 2  # scenes opened per picture wanted; a little more than half of them have an object to ask for
 
 
@@ -82,6 +83,21 @@ def names(text: str) -> tuple[str, ...]:
     return tuple(word.strip() for word in text.split(",") if word.strip())
 
 
+def settings_of(args: argparse.Namespace) -> tuple[str, ...]:
+    """The ways of asking of a run.
+
+    Raises:
+        ValueError: one is unknown.
+    """
+    from .settings import ALL_SETTINGS
+
+    found = names(args.settings)
+    unknown = [name for name in found if name not in ALL_SETTINGS]
+    if unknown:
+        raise ValueError(f"setting={unknown[0]!r} is unknown; accepted are {', '.join(ALL_SETTINGS)}.")
+    return found
+
+
 def choose_pictures(args: argparse.Namespace, processor: Any) -> tuple[list[Picture], Selection]:
     """Open the data and choose what is asked for, with an account of what every rule removed.
 
@@ -138,6 +154,12 @@ def identity(args: argparse.Namespace, model: Any, command: str) -> dict[str, An
     }
 
 
+def parts(pictures: Sequence[Picture], begin: int, end: int) -> Iterator[tuple[str, Sequence[Picture]]]:
+    """Pictures ``begin`` to ``end`` by units of ``PICTURES_PER_UNIT``, each with the number of its first one."""
+    for start in range(begin, end, PICTURES_PER_UNIT):
+        yield f"{start:06d}", pictures[start : min(start + PICTURES_PER_UNIT, end)]
+
+
 def run_missing(
     rows: ResumableRows, units: dict[str, Sequence[Picture]], work: Callable[[Sequence[Picture]], list[dict[str, Any]]]
 ) -> None:
@@ -161,6 +183,34 @@ def run_missing(
             add_cost(rows.folder / COST, time.process_time() - cpu, time.time() - wall, len(pictures))
             rows.write(name, found)
             bar.update(len(pictures))
+
+
+def write_results(
+    args: argparse.Namespace,
+    facts: dict[str, Any],
+    started: float,
+    summary: dict[str, Any],
+    write_files: Callable[[Path, dict[str, Any]], None],
+    format_report: Callable[[dict[str, Any]], str],
+) -> Result:
+    """Write the summary of a run, the tables, figures and report drawn from it, and the manifest.
+
+    Args:
+        args: of the command.
+        facts: of ``identity``, and what else decides the rows.
+        started: seconds since the epoch.
+        summary: all figures; written and shown with six digits.
+        write_files: writes tables, figures and report of a summary into a folder.
+        format_report: the summary as Markdown, for the terminal.
+    """
+    from dualstream.eval.manifest import write_json
+
+    summary = rounded({**facts, **summary})
+    write_json(args.out / SUMMARY, summary)
+    write_files(args.out, summary)
+    manifest = manifest_of(args, facts, started)
+    write_json(args.out / MANIFEST, manifest)
+    return Result({"summary": summary, "manifest": manifest}, format_report(summary))
 
 
 def add_cost(path: Path, cpu: float, wall: float, pictures: int) -> None:

@@ -11,22 +11,20 @@ from typing import TYPE_CHECKING, Any
 from dualstream.cli import Result, open_model
 
 from ..experiment import (
-    MANIFEST,
-    SUMMARY,
     add_run_arguments,
     choose_pictures,
     identity,
-    manifest_of,
     names,
-    rounded,
+    parts,
     run_missing,
+    settings_of,
+    write_results,
 )
 
 if TYPE_CHECKING:
     from .ablation import AblationPlan, Picture
     from .replacement import Reference
 
-PICTURES_PER_UNIT = 16
 REFERENCE_LIMIT = 200
 
 
@@ -71,7 +69,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> Result:
     """Run what is missing, then write tables, figures and report from the rows."""
     from dualstream.analysis.resumable_rows import ResumableRows
-    from dualstream.eval.manifest import write_json
     from dualstream.modeling.families import family_of
 
     from .ablate_report import format_report, summarize, write_files
@@ -97,13 +94,8 @@ def run(args: argparse.Namespace) -> Result:
 
         run_missing(rows, units, work)
     table = rows.table(list(units))
-    facts |= options
-    summary = rounded({**facts, "plan": asdict(plan), "funnel": selection.funnel, **summarize(table, args.seed)})
-    write_json(args.out / SUMMARY, summary)
-    write_files(args.out, summary)
-    manifest = manifest_of(args, facts, started)
-    write_json(args.out / MANIFEST, manifest)
-    return Result({"summary": summary, "manifest": manifest}, format_report(summary))
+    summary = {"plan": asdict(plan), "funnel": selection.funnel, **summarize(table, args.seed)}
+    return write_results(args, facts | options, started, summary, write_files, format_report)
 
 
 def plan_of(args: argparse.Namespace, layers: int) -> AblationPlan:
@@ -112,16 +104,12 @@ def plan_of(args: argparse.Namespace, layers: int) -> AblationPlan:
     Raises:
         ValueError: an option is wrong.
     """
-    from ..settings import ALL_SETTINGS
     from .ablation import AblationPlan
 
-    unknown = [name for name in names(args.settings) if name not in ALL_SETTINGS]
-    if unknown:
-        raise ValueError(f"setting={unknown[0]!r} is unknown; accepted are {', '.join(ALL_SETTINGS)}.")
     if not all(word.isdecimal() and int(word) > 0 for word in names(args.counts)):
         raise ValueError(f"counts={args.counts!r} must be numbers of tokens between commas, e.g. 5,10,20.")
     return AblationPlan(
-        settings=names(args.settings),
+        settings=settings_of(args),
         counts=tuple(int(word) for word in names(args.counts)),
         draws=args.draws,
         coverage=args.coverage,
@@ -188,6 +176,5 @@ def _units(pictures: list[Picture], further: int) -> dict[str, Sequence[Picture]
     """Pictures that run together; those that run the whole plan come first, the others its main conditions."""
     units: dict[str, Sequence[Picture]] = {}
     for kind, begin, end in (("whole", 0, further), ("core", further, len(pictures))):
-        for start in range(begin, end, PICTURES_PER_UNIT):
-            units[f"{kind} {start:06d}"] = pictures[start : min(start + PICTURES_PER_UNIT, end)]
+        units |= {f"{kind} {start}": part for start, part in parts(pictures, begin, end)}
     return units

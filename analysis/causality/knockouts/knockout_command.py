@@ -10,23 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from dualstream.cli import Result, open_model
 
-from ..experiment import (
-    MANIFEST,
-    SUMMARY,
-    add_run_arguments,
-    choose_pictures,
-    identity,
-    manifest_of,
-    names,
-    rounded,
-    run_missing,
-)
+from ..experiment import add_run_arguments, choose_pictures, identity, parts, run_missing, settings_of, write_results
 
 if TYPE_CHECKING:
     from ..ablations.ablation import Picture
     from .knockout_rows import KnockoutPlan
-
-PICTURES_PER_UNIT = 16
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -56,7 +44,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> Result:
     """Run what is missing, then write tables, figures and report from the rows."""
     from dualstream.analysis.resumable_rows import ResumableRows
-    from dualstream.eval.manifest import write_json
 
     from .knockout import knockout_support
     from .knockout_report import format_report, summarize, write_files
@@ -81,21 +68,14 @@ def run(args: argparse.Namespace) -> Result:
 
     run_missing(rows, units, work)
     table = rows.table(list(units))
-    probe = _probe(model, processor, pictures[0], plan)
-    summary: dict[str, Any] = {
-        **facts,
+    summary = {
         "plan": asdict(plan),
         "support": support.to_dict(),
-        "probe": probe,
+        "probe": _probe(model, processor, pictures[0], plan),
         "funnel": selection.funnel,
         **summarize(table, args.seed),
     }
-    summary = rounded(summary)
-    write_json(args.out / SUMMARY, summary)
-    write_files(args.out, summary)
-    manifest = manifest_of(args, facts, started)
-    write_json(args.out / MANIFEST, manifest)
-    return Result({"summary": summary, "manifest": manifest}, format_report(summary))
+    return write_results(args, facts, started, summary, write_files, format_report)
 
 
 def plan_of(args: argparse.Namespace) -> KnockoutPlan:
@@ -104,17 +84,14 @@ def plan_of(args: argparse.Namespace) -> KnockoutPlan:
     Raises:
         ValueError: an option is wrong.
     """
-    from ..settings import ALL_SETTINGS
     from .knockout_rows import KnockoutPlan
     from .routes import PAPER_ROUTES, ROUTES
 
-    unknown = [name for name in names(args.settings) if name not in ALL_SETTINGS]
-    if unknown:
-        raise ValueError(f"setting={unknown[0]!r} is unknown; accepted are {', '.join(ALL_SETTINGS)}.")
+    settings = settings_of(args)
     routes = {"all": ROUTES, "paper": PAPER_ROUTES}.get(args.routes)
     if routes is None:
         routes = tuple(route.strip() for route in args.routes.split(";") if route.strip())
-    return KnockoutPlan(names(args.settings), routes, args.windows, args.each_head, seed=args.seed)
+    return KnockoutPlan(settings, routes, args.windows, args.each_head, seed=args.seed)
 
 
 def _units(
@@ -127,9 +104,8 @@ def _units(
     plans = {}
     for number, setting in enumerate(plan.settings):
         end = len(pictures) if number == 0 or further is None else min(further, len(pictures))
-        for start in range(0, end, PICTURES_PER_UNIT):
-            part = pictures[start : min(start + PICTURES_PER_UNIT, end)]
-            units[f"{setting} {start:06d}"] = part
+        for start, part in parts(pictures, 0, end):
+            units[f"{setting} {start}"] = part
             plans[id(part)] = replace(plan, settings=(setting,))
     return units, plans
 

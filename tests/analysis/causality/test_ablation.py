@@ -140,7 +140,7 @@ COMMAND = ["analyze", "ablate", "--limit", "6", "--counts", "4", "--draws", "1",
 
 
 def test_command_writes_everything_and_resumes_to_the_same(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("dualstream.analysis.causality.ablations.ablate.PICTURES_PER_UNIT", 2)
+    monkeypatch.setattr("dualstream.analysis.causality.experiment.PICTURES_PER_UNIT", 2)
     monkeypatch.setattr("dualstream.analysis.causality.ablations.ablate.REFERENCE_LIMIT", 20)
     out = tmp_path / "run"
     assert main([*COMMAND, "--out", str(out)]) == 0
