@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 
 from dualstream.data_builders.scenes import Raster, Scene, make_scene, rasterize
-from dualstream.data_builders.scenes.build import split_seeds
+from dualstream.data_builders.scenes.scene import split_seeds
 from dualstream.data_builders.token_maps.sources import FolderSource
 
 if TYPE_CHECKING:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
-from scipy.stats import binomtest, norm
 
 CONFIDENCE = 0.95
 
@@ -38,6 +37,13 @@ class Estimate:
         return f"{value} [{low}, {high}]"
 
 
+def _normal_quantile() -> float:
+    """How many standard deviations the interval reaches to either side."""
+    from scipy.stats import norm  # takes longer to import than a command's --help without it
+
+    return float(norm.ppf((1 + CONFIDENCE) / 2))
+
+
 def _check_binary(values: np.ndarray, name: str) -> np.ndarray:
     values = np.asarray(values)
     if values.ndim != 1 or values.size == 0:
@@ -56,6 +62,8 @@ def proportion(correct: np.ndarray) -> Estimate:
     Raises:
         ValueError: empty, not 1-D or not binary.
     """
+    from scipy.stats import binomtest
+
     correct = _check_binary(correct, "correct")
     interval = binomtest(int(correct.sum()), correct.size).proportion_ci(CONFIDENCE, method="wilson")
     return Estimate(float(correct.mean()), float(interval.low), float(interval.high), int(correct.size))
@@ -83,7 +91,7 @@ def paired_difference(treatment: np.ndarray, control: np.ndarray) -> Estimate:
     lost = int((~treatment & control).sum()) + 0.5
     total = n + 2
     centre = (gained - lost) / total
-    half = norm.ppf((1 + CONFIDENCE) / 2) * np.sqrt(gained + lost - (gained - lost) ** 2 / total) / total
+    half = _normal_quantile() * np.sqrt(gained + lost - (gained - lost) ** 2 / total) / total
     value = float(treatment.mean() - control.mean())
     return Estimate(value, float(min(value, centre - half)), float(max(value, centre + half)), n)
 
@@ -251,7 +259,7 @@ def cluster_proportion(correct: np.ndarray, clusters: Sequence[object] | np.ndar
         residuals = np.bincount(codes, weights=correct) - share * sizes
         variance = count / (count - 1) * float(residuals @ residuals) / correct.size**2
         effective = min(share * (1 - share) / variance, correct.size) if variance else float(correct.size)
-    z = norm.ppf((1 + CONFIDENCE) / 2)
+    z = _normal_quantile()
     centre = (share + z**2 / (2 * effective)) / (1 + z**2 / effective)
     half = z / (1 + z**2 / effective) * np.sqrt(share * (1 - share) / effective + z**2 / (4 * effective**2))
     # rounding must not leave the estimate outside of its interval

@@ -14,8 +14,6 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from dualstream.cli import Result
 
 from .card_subject import is_hub_id
@@ -96,6 +94,8 @@ def export(
         ValueError: the base is no Hub id, cannot be reached, is of no supported family or is no stock checkpoint; the
             decoder belongs to another model; a setting is unknown or does not fit the family.
     """
+    import torch
+
     from dualstream.modeling import VisualDecoder, family_of
     from dualstream.processing.processing_visual_decoder import PROCESSOR_CLASSES
 

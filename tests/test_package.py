@@ -31,6 +31,23 @@ def test_import_is_fast_and_loads_no_torch():
     assert not modules & set(ORDER), "a folder was imported under its bare name"
 
 
+def test_no_help_waits_for_a_heavy_library():
+    code = """
+import importlib, json, sys
+from dualstream import cli
+found = {}
+for name in cli.COMMANDS:
+    before = set(sys.modules)
+    cli.build_parser(name)
+    found[name] = sorted(set(sys.modules) - before)
+print(json.dumps(found))
+"""
+    imported = json.loads(run_python(code))
+    heavy = {"torch", "transformers", "datasets", "scipy", "pandas", "pyarrow", "matplotlib", "accelerate", "peft"}
+    assert {name: found for name, modules in imported.items() if (found := heavy & set(modules))} == {}
+    assert any("dualstream.eval.statistics" in modules for modules in imported.values()), "nothing was imported"
+
+
 def imported_folders(path: Path) -> set[str]:
     found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

@@ -58,16 +58,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def setting_help() -> dict[str, str]:
     """Return name -> help of the settings that ``TrainingArguments`` does not have."""
-    from transformers import TrainingArguments
+    from .distillation_settings import DistillationSettings
 
-    from .distillation_config import DistillationConfig
-
-    inherited = {field.name for field in fields(TrainingArguments)}
-    return {
-        field.name: str(field.metadata.get("help"))
-        for field in fields(DistillationConfig)
-        if field.name not in inherited
-    }
+    return {field.name: str(field.metadata.get("help")) for field in fields(DistillationSettings)}
 
 
 def run(args: argparse.Namespace) -> Result:

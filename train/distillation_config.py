@@ -9,59 +9,19 @@ from typing import Any
 from transformers import TrainingArguments
 
 from .distillation_loss import check_strengths
+from .distillation_settings import DECODER_KINDS, UNREADABLE, DistillationSettings
 from .run_folder import NOT_PART_OF_A_RUN
-
-DECODER_KINDS = ("linear", "factored", "pruned")
-UNREADABLE = ("skip", "error")
 
 
 @dataclass
-class DistillationConfig(TrainingArguments):
+class DistillationConfig(DistillationSettings, TrainingArguments):
     """Everything a run of ``VisualDecoderDistillationTrainer`` depends on; a YAML file holds the same names.
 
-    The fields below come on top of those of ``transformers.TrainingArguments``. Defaults that differ from there:
-    cosine schedule, weight decay 0.01, evaluation and checkpoints every 250 steps, the best checkpoint is the result,
-    two checkpoints are kept, no reports to trackers.
+    The fields of ``DistillationSettings`` come on top of those of ``transformers.TrainingArguments``. Below are the
+    defaults that differ from there: cosine schedule, weight decay 0.01, evaluation and checkpoints every 250 steps,
+    the best checkpoint is the result, two checkpoints are kept, no reports to trackers.
     """
 
-    # --- what is distilled
-    model: str = field(default="tiny-llava", metadata={"help": "embedded name, folder or Hub id of the model"})
-    model_revision: str | None = field(default=None, metadata={"help": "its revision on the Hub"})
-    model_dtype: str = field(default="auto", metadata={"help": "auto (the checkpoint's), float32, bfloat16, float16"})
-    decoder_kind: str = field(default="linear", metadata={"help": f"one of {', '.join(DECODER_KINDS)}"})
-    max_classes: int = field(default=4096, metadata={"help": "largest number of classes of a pruned decoder"})
-    class_images: int | None = field(
-        default=None, metadata={"help": "training images whose readings decide the classes of a pruned decoder: all"}
-    )
-    # --- teacher and loss
-    teacher_depth: int | None = field(
-        default=None, metadata={"help": "language-model blocks the teacher runs; all of them if not given"}
-    )
-    final_norm: bool = field(default=True, metadata={"help": "apply the final norm to the teacher's states"})
-    alpha: float = field(default=0.7, metadata={"help": "share of the soft term (KL) in the loss, 0..1"})
-    temperature: float = field(default=2.5, metadata={"help": "temperature of the soft term, tau > 0"})
-    loss_chunk_size: int = field(default=1024, metadata={"help": "image positions scored over the vocabulary at once"})
-    # --- images
-    train_images: str = field(
-        default="scenes:train:2000",
-        metadata={"help": "a folder, a parquet file or folder, a Hub dataset, or scenes:SPLIT:N[:PIXELS]"},
-    )
-    eval_images: str | None = field(
-        default=None, metadata={"help": "the same, for validation; if not given, training images are held out"}
-    )
-    test_images: str | None = field(
-        default=None, metadata={"help": "the same, measured once at the end; if not given, validation is measured"}
-    )
-    num_eval_images: int = field(default=1000, metadata={"help": "most validation images"})
-    max_train_images: int | None = field(default=None, metadata={"help": "most training images"})
-    image_split: str = field(default="train", metadata={"help": "split of a dataset that holds the images"})
-    image_column: str | None = field(default=None, metadata={"help": "its image column; the only one if not given"})
-    unreadable_images: str = field(default="skip", metadata={"help": f"one of {', '.join(UNREADABLE)}"})
-    # --- when to stop
-    early_stopping_patience: int | None = field(
-        default=None, metadata={"help": "evaluations without a better figure after which training stops"}
-    )
-    # --- defaults that differ from TrainingArguments
     output_dir: str | None = field(default="runs/distill", metadata={"help": "the run folder"})
     learning_rate: float = field(default=1e-4, metadata={"help": "peak learning rate of AdamW"})
     weight_decay: float = field(default=0.01, metadata={"help": "weight decay of AdamW"})

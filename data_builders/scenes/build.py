@@ -11,7 +11,7 @@ from PIL import Image as PILImage
 
 from .questions import KINDS, caption, questions
 from .render import rasterize
-from .scene import COLORS, SHAPES, SPLIT_SEEDS, TEXTURES, make_scene
+from .scene import COLORS, SHAPES, TEXTURES, make_scene, split_seeds
 
 #: Columns. `box`: left, top, right, bottom in pixels, right and bottom exclusive. `mask`: run lengths of the flattened
 #: (row by row) visible-pixel mask, alternately pixels outside and inside, starting outside; see `decode_mask`.
@@ -91,21 +91,6 @@ def scene_row(seed: int, size: int = 96, aspect: float = 1.0) -> dict[str, Any]:
             for q in questions(scene, random.Random(f"questions-{seed}"))
         ],
     }
-
-
-def split_seeds(split: str, n: int, start: int = 0) -> range:
-    """The seeds of scenes `start` to `start + n` of a split.
-
-    Raises:
-        ValueError: If the split is unknown or too short.
-    """
-    if split not in SPLIT_SEEDS:
-        raise ValueError(f"split is {split!r}; accepted are {', '.join(SPLIT_SEEDS)}.")
-    if not 0 <= start <= start + n <= len(SPLIT_SEEDS[split]):
-        raise ValueError(
-            f"scenes {start} to {start + n} were asked of split {split!r}, which has {len(SPLIT_SEEDS[split])}."
-        )
-    return SPLIT_SEEDS[split][start : start + n]
 
 
 def build_scenes(split: str, n: int, *, start: int = 0, size: int = 96, aspect: float = 1.0) -> Dataset:

@@ -46,7 +46,8 @@ def run(args: argparse.Namespace) -> Result:
     from dualstream.data_builders.dataset_card import dataset_card
     from dualstream.data_builders.shard_folder import ShardFolder
 
-    from .build import FEATURES, scene_row, split_seeds
+    from .build import FEATURES, scene_row
+    from .scene import split_seeds
 
     sizes = {split: getattr(args, split) for split in ("train", "validation", "test")}
     _check(args, sizes)

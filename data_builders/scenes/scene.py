@@ -79,6 +79,21 @@ class Scene:
     background: Background
 
 
+def split_seeds(split: str, n: int, start: int = 0) -> range:
+    """The seeds of scenes `start` to `start + n` of a split.
+
+    Raises:
+        ValueError: If the split is unknown or too short.
+    """
+    if split not in SPLIT_SEEDS:
+        raise ValueError(f"split is {split!r}; accepted are {', '.join(SPLIT_SEEDS)}.")
+    if not 0 <= start <= start + n <= len(SPLIT_SEEDS[split]):
+        raise ValueError(
+            f"scenes {start} to {start + n} were asked of split {split!r}, which has {len(SPLIT_SEEDS[split])}."
+        )
+    return SPLIT_SEEDS[split][start : start + n]
+
+
 def make_scene(seed: int, aspect: float = 1.0, n_objects: int | None = None) -> Scene:
     """Sample the scene of a seed.
 

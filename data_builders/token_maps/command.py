@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from dualstream.cli import Result, add_model_arguments, open_model
 
-from .schedule import Share
 from .sources import ACCEPTED, ImageSource, open_source
 
 if TYPE_CHECKING:
@@ -78,6 +77,7 @@ def run(args: argparse.Namespace) -> Result:
     """Build the share of this process, and finish the corpus if that was the last one."""
     from .build import BuildOptions, build_shards, open_corpus
     from .card import CardFields, finalize, is_finalized
+    from .schedule import Share
 
     share = Share.from_environment(args.num_shards, args.shard)
     options = BuildOptions(args.batch_size, args.rows_per_shard)

@@ -99,7 +99,7 @@ class SceneSource(ImageSource):
     license = "apache-2.0"
 
     def __init__(self, split: str, count: int, pixels: int = SCENE_PIXELS) -> None:
-        from dualstream.data_builders.scenes.build import split_seeds
+        from dualstream.data_builders.scenes.scene import split_seeds
 
         self.seeds, self.pixels = split_seeds(split, count), pixels
         self.name, self.split, self.count = f"{SCENES}{split}:{count}:{pixels}", split, count

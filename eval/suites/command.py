@@ -12,18 +12,19 @@ import time
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dualstream.cli import Result, add_model_arguments
-from dualstream.eval.arms import Arm, parse_arms
 from dualstream.eval.manifest import make_manifest, write_json
-from dualstream.eval.prompt_costs import kv_bytes_per_token
 
 from .benchmarks import ALL, SUITES, Benchmark, benchmarks_of
 from .cells import Cell, read_cell, weights_stamp, write_cell
 from .harness import Tasks, Views, data_settings, documents_of, require_harness, run_benchmark, scenes_of
 from .report import draw, group_tables
 from .summary import summarize
+
+if TYPE_CHECKING:
+    from dualstream.eval.arms import Arm
 
 DEFAULT_ARMS = "none,rle,rle_drop_top1,rle_drop_top2"
 
@@ -48,6 +49,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> Result:
     """Run what is missing, then compare and write ``table.md``, ``summary.json`` and ``accuracy.png``."""
+    from dualstream.eval.arms import parse_arms
+
     started = time.time()
     require_harness()
     arms, benchmarks = parse_arms(args.arms), benchmarks_of(args.suite, args.tasks)
@@ -111,6 +114,8 @@ def _run_cells(
     settings: dict[Benchmark, Any],
 ) -> None:
     from tqdm import tqdm
+
+    from dualstream.eval.prompt_costs import kv_bytes_per_token
 
     tasks = Tasks(list(dict.fromkeys(benchmark for _, _, benchmark in todo)))
     with tqdm(total=len(todo), unit="run", disable=None) as bar:

@@ -1,14 +1,17 @@
 """The trainer: equal updates however a batch is split, a teacher that is left alone, and when it stops."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainingArguments
 
 from dualstream.modeling import VisualDecoder, family_of, load_model
 from dualstream.modeling.lens import image_features_and_states
 from dualstream.processing import build_inputs
+from dualstream.train.distill import setting_help
 from dualstream.train.distillation import (
     PatienceCallback,
     VisualDecoderDistillationTrainer,
@@ -252,3 +255,11 @@ def test_a_decoder_of_another_model_or_precision(tmp_path):
 def test_settings_that_are_not_accepted(tmp_path, options, message):
     with pytest.raises(ValueError, match=message):
         DistillationConfig(output_dir=str(tmp_path), use_cpu=True, **options)
+
+
+def test_help_names_every_setting_that_is_not_of_transformers():
+    own, theirs = (
+        {field.name for field in dataclasses.fields(kind)} for kind in (DistillationConfig, TrainingArguments)
+    )
+    assert setting_help().keys() == own - theirs
+    assert all(len(text) > 10 for text in setting_help().values())
