@@ -33,12 +33,17 @@ class Clock:
     def __init__(self, device: torch.device | str = "cpu") -> None:
         self.device = torch.device(device)
 
+    @staticmethod
+    def now() -> float:
+        """Seconds on the wall clock."""
+        return time.perf_counter()
+
     def seconds(self, function: Callable[[], Any]) -> float:
         """Run a function once and return how long it took, all work it queued on the device included."""
         if self.device.type == "cpu":
-            start = time.perf_counter()
+            start = self.now()
             function()
-            return time.perf_counter() - start
+            return self.now() - start
         backend: Any = torch.get_device_module(self.device)
         backend.synchronize(self.device)
         first, last = backend.Event(enable_timing=True), backend.Event(enable_timing=True)
