@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,7 +19,7 @@ from dualstream.modeling.lens import unwrapped
 from dualstream.modeling.visual_decoder import VisualDecoder
 
 from .decoder_metrics import BASELINE, DecoderReadings, read_batch
-from .scene_questions import FULL, Arm, Item, answer_arm
+from .scene_questions import FULL, Arm, Item, answer_arms
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -140,8 +139,6 @@ def answer_with_decoders(
     Raises:
         ValueError: a decoder has the name of an arm that is added.
     """
-    from tqdm import tqdm
-
     taken = {FULL, ORACLE, CONTROL_MAP} & decoders.keys()
     if taken:
         raise ValueError(f"a decoder cannot be called {taken.pop()!r}: that is the name of an arm of its own.")
@@ -154,5 +151,4 @@ def answer_with_decoders(
     for name, of_next_image in ((ORACLE, False), (CONTROL_MAP, True)):
         maps = llm_map_decoder(model, processor, images, teacher_depth, final_norm, of_next_image)
         arms.append(Arm(name, method, decoder_for=maps))
-    rows = chain.from_iterable(answer_arm(model, processor, items, arm, batch_size) for arm in arms)
-    return list(tqdm(rows, total=len(arms) * len(items), desc="questions", unit="q", disable=None))
+    return answer_arms(model, processor, items, arms, batch_size)

@@ -143,13 +143,20 @@ def answer_items(
     Returns:
         One row per item and arm, see ``answer_arm``.
     """
-    from tqdm import tqdm
-
     shifted = [item.image for item in items[1:] + items[:1]]
     arms = [
         Arm(name, None if name in (FULL, CONTROL) else name, shifted if name == CONTROL else None)
         for name in (FULL, *methods, CONTROL)
     ]
+    return answer_arms(model, processor, items, arms, batch_size)
+
+
+def answer_arms(
+    model: PreTrainedModel, processor: ProcessorMixin, items: list[Item], arms: list[Arm], batch_size: int = 50
+) -> list[dict[str, Any]]:
+    """Answer every item in several ways, with a bar; see ``answer_arm``."""
+    from tqdm import tqdm
+
     rows = chain.from_iterable(answer_arm(model, processor, items, arm, batch_size) for arm in arms)
     return list(tqdm(rows, total=len(arms) * len(items), desc="questions", unit="q", disable=None))
 

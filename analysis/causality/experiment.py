@@ -213,6 +213,26 @@ def write_results(
     return Result({"summary": summary, "manifest": manifest}, format_report(summary))
 
 
+def write_report(folder: Path, entries: list[dict[str, Any]], figures: dict[str, str], text: str) -> None:
+    """Write a table as Parquet, and the report with its figures.
+
+    Args:
+        folder: of the run, with the figures.
+        entries: rows of the table.
+        figures: file -> title.
+        text: Markdown.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from dualstream.data_builders.token_maps.atomic import atomic_file
+
+    with atomic_file(folder / TABLE) as file:
+        pq.write_table(pa.Table.from_pylist(entries), file, compression="zstd")
+    pictures = "\n\n".join(f"![{title}]({name})" for name, title in figures.items())
+    (folder / REPORT).write_text(f"{text}\n\n{pictures}\n", encoding="utf-8")
+
+
 def add_cost(path: Path, cpu: float, wall: float, pictures: int) -> None:
     """Add seconds and pictures to the account of a run, which survives a kill."""
     import json

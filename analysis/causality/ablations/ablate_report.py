@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..experiment import REPORT, TABLE
+from ..experiment import write_report
 from ..outcome_table import add_holm, against_baseline, baseline_of, paired_destruction
 from ..tables import markdown_table, percent
 
@@ -110,11 +110,6 @@ def _attribution(rows: pd.DataFrame) -> dict[str, float] | None:
 
 def write_files(folder: Path, summary: dict[str, Any]) -> None:
     """Write the table of conditions as Parquet, the figures and the report, all from the summary."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    from dualstream.data_builders.token_maps.atomic import atomic_file
-
     from .ablate_figures import draw
 
     entries = [
@@ -122,11 +117,7 @@ def write_files(folder: Path, summary: dict[str, Any]) -> None:
         for setting, found in summary["settings"].items()
         for entry in found["conditions"]
     ]
-    with atomic_file(folder / TABLE) as file:
-        pq.write_table(pa.Table.from_pylist(entries), file, compression="zstd")
-    figures = draw(summary, folder)
-    pictures = "\n\n".join(f"![{title}]({name})" for name, title in figures.items())
-    (folder / REPORT).write_text(f"{format_report(summary)}\n\n{pictures}\n", encoding="utf-8")
+    write_report(folder, entries, draw(summary, folder), format_report(summary))
 
 
 def format_report(summary: dict[str, Any]) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..ablations.ablate_report import nats, p_text
-from ..experiment import REPORT, TABLE
+from ..experiment import write_report
 from ..outcome_table import add_holm, against_baseline, baseline_of, paired_destruction
 from ..tables import markdown_table, percent
 from .routes import CONTROLS, PAPER_ROUTES
@@ -60,19 +60,10 @@ def _setting(rows: pd.DataFrame, seed: int) -> dict[str, Any]:
 
 def write_files(folder: Path, summary: dict[str, Any]) -> None:
     """Write the table of cells as Parquet, the figures and the report, all from the summary."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    from dualstream.data_builders.token_maps.atomic import atomic_file
-
     from .knockout_figures import draw
 
     entries = [{"setting": name, **cell} for name, found in summary["settings"].items() for cell in found["cells"]]
-    with atomic_file(folder / TABLE) as file:
-        pq.write_table(pa.Table.from_pylist(entries), file, compression="zstd")
-    figures = draw(summary, folder)
-    pictures = "\n\n".join(f"![{title}]({name})" for name, title in figures.items())
-    (folder / REPORT).write_text(f"{format_report(summary)}\n\n{pictures}\n", encoding="utf-8")
+    write_report(folder, entries, draw(summary, folder), format_report(summary))
 
 
 def format_report(summary: dict[str, Any]) -> str:

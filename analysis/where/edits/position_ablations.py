@@ -19,7 +19,7 @@ from ..effects import POINTS, SMALLEST_CHANGE, Effect, corrected, effect, judged
 from ..effects import pair_of_item as pairs_of
 from ..experiment import Experiment, Finding, ReportTable, pending
 from ..object_sets import first_items
-from ..rotary.vision_rotation import vision_rotary
+from ..rotary.vision_rotation import rotation_problem
 from ..vision_states import feature_depth, learned_table
 from .position_edits import (
     SHUFFLES,
@@ -113,7 +113,7 @@ def arms_of(bench: Bench) -> list[Arm]:
     seen, llm = feature_depth(bench.model), bench.llm_depth
     arms = [Arm(BASELINE)]
     vision = []
-    if has_rotation(bench):
+    if rotation_problem(bench.model) is None:
         vision.append("vision_rotation")
         arms += [Arm("vision_rotation_h"), Arm("vision_rotation_w")]
     if learned_table(bench.model) is not None:
@@ -123,15 +123,6 @@ def arms_of(bench: Bench) -> list[Arm]:
         arms += [Arm(kind, FROM, block) for block in range(1, count)]
     arms += [Arm("image_zero"), Arm("position_ids")]
     return arms + [Arm(f"tokens_{how}") for how in SHUFFLES]
-
-
-def has_rotation(bench: Bench) -> bool:
-    """Whether the vision tower has rotary positions that can be deleted."""
-    try:
-        vision_rotary(bench.model)
-    except ValueError:
-        return False
-    return True
 
 
 class PositionAblations(Experiment):

@@ -16,7 +16,14 @@ from ..experiment import Experiment, Finding, ReportTable, above, below, pending
 from ..items import REFERENCE, ROLES, SUBJECT
 from .axis_contrasts import SCALED, STOCK, contrast_shares, frequency_shares, head_contrasts, odd_shares
 from .rotary_algebra import pair_parts, rotated
-from .vision_rotation import VisionRotary, queries_and_keys, raster_places, tower_positions, vision_rotary
+from .vision_rotation import (
+    VisionRotary,
+    queries_and_keys,
+    raster_places,
+    rotation_problem,
+    tower_positions,
+    vision_rotary,
+)
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -50,11 +57,7 @@ class AttentionAxes(Experiment):
 
     def reason_to_skip(self, bench: Bench) -> str | None:
         """No rotary positions in the tower."""
-        try:
-            vision_rotary(bench.model)
-        except ValueError as error:
-            return str(error).split(";")[0]
-        return None
+        return rotation_problem(bench.model)
 
     def run(self, bench: Bench, rows: ResumableRows) -> None:
         """One unit per scaling and batch of pictures."""

@@ -16,7 +16,7 @@ from dualstream.eval.chat_inputs import answer_tokens, chat_batch, chat_prompt, 
 from ..axis_questions import axis_question, opposite
 from ..effects import corrected, effect
 from ..experiment import Experiment, Finding, ReportTable, above, pending
-from .vision_rotation import VisionRotary, image_of_patch, rotation_replaced, vision_rotary
+from .vision_rotation import VisionRotary, image_of_patch, rotation_problem, rotation_replaced, vision_rotary
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,11 +47,7 @@ class FrequencySensitivity(Experiment):
 
     def reason_to_skip(self, bench: Bench) -> str | None:
         """No rotary positions in the tower."""
-        try:
-            vision_rotary(bench.model)
-        except ValueError as error:
-            return str(error).split(";")[0]
-        return None
+        return rotation_problem(bench.model)
 
     def run(self, bench: Bench, rows: ResumableRows) -> None:
         """One unit per batch of pictures."""

@@ -67,6 +67,15 @@ class VisionRotary:
         return angles.cos() * strength, angles.sin() * strength
 
 
+def rotation_problem(model: nn.Module) -> str | None:
+    """Why the rotary positions of a model's vision tower cannot be looked at; None where they can."""
+    try:
+        vision_rotary(model)
+    except ValueError as error:
+        return str(error).split(";")[0]
+    return None
+
+
 def vision_rotary(model: nn.Module) -> VisionRotary:
     """Find out how a model's vision tower rotates.
 
