@@ -151,15 +151,12 @@ def open_reference(model: Any, processor: Any, name: str, plan: AblationPlan, me
     """
     from dualstream.analysis.annotated_images import open_annotated
 
-    from .replacement import collect_reference, load_mean
+    from .replacement import collect_reference, take_mean
 
     images = open_annotated(name, REFERENCE_LIMIT, "validation", plan.seed)
     reference = collect_reference(model, processor, images, plan.depths, plan.seed)
     if mean is not None:
-        vector, own = load_mean(mean), reference.means["connector", 0]
-        if vector.shape != own.shape:
-            raise ValueError(f"mean={mean} has {len(vector)} numbers, the model's features have {len(own)}.")
-        reference.means["connector", 0] = vector
+        take_mean(reference, mean)
     return reference
 
 

@@ -220,6 +220,18 @@ def load_mean(path: str | Path) -> torch.Tensor:
     return vector.float()
 
 
+def take_mean(reference: Reference, path: str | Path) -> None:
+    """Replace by a mean vector of one's own instead of that of the reference pictures, before the language model.
+
+    Raises:
+        ValueError: the file holds no such vector, or it does not fit the model.
+    """
+    vector, own = load_mean(path), reference.means["connector", 0]
+    if vector.shape != own.shape:
+        raise ValueError(f"mean={path} has {len(vector)} numbers, the model's features have {len(own)}.")
+    reference.means["connector", 0] = vector
+
+
 class _Gathered:
     """Sums, samples and donors while the pictures pass."""
 

@@ -112,15 +112,12 @@ def open_reference(model: Any, processor: Any, args: argparse.Namespace, name: s
     """
     from dualstream.analysis.annotated_images import open_annotated
 
-    from ..ablations.replacement import collect_reference, load_mean
+    from ..ablations.replacement import collect_reference, take_mean
 
     images = open_annotated(name, REFERENCE_PICTURES, "validation", args.seed)
     reference = collect_reference(model, processor, images, seed=args.seed)
     if args.mean:
-        vector, own = load_mean(args.mean), reference.means["connector", 0]
-        if vector.shape != own.shape:
-            raise ValueError(f"mean={args.mean.name!r} has {len(vector)} numbers, the model's features {len(own)}.")
-        reference.means["connector", 0] = vector
+        take_mean(reference, args.mean)
     return reference
 
 

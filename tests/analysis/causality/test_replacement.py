@@ -16,6 +16,7 @@ from dualstream.analysis.causality.ablations.replacement import (
     load_mean,
     relative_places,
     replacing,
+    take_mean,
 )
 from dualstream.analysis.interventions import edited_features, edited_states, encoded_images, visual_places
 from dualstream.modeling.families import FAMILIES, flatten_features
@@ -153,6 +154,12 @@ def test_errors_say_what_is_accepted(family_pair, tmp_path):
         collect_reference(model, processor, [])
     save_file({"mean": torch.ones(3)}, tmp_path / "mean.safetensors")
     assert load_mean(tmp_path / "mean.safetensors").tolist() == [1, 1, 1]
+    with pytest.raises(ValueError, match="has 3 numbers, the model's features have"):
+        take_mean(reference, tmp_path / "mean.safetensors")
+    own = torch.ones_like(reference.means["connector", 0])
+    save_file({"mean": own}, tmp_path / "fits.safetensors")
+    take_mean(reference, tmp_path / "fits.safetensors")
+    assert torch.equal(reference.means["connector", 0], own)
     save_file({"mean": torch.ones(3, 2)}, tmp_path / "bad.safetensors")
     with pytest.raises(ValueError, match="one axis"):
         load_mean(tmp_path / "bad.safetensors")
