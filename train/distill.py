@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
 import sys
 import time
@@ -25,7 +24,7 @@ from dualstream.cli import Result
 from dualstream.eval.manifest import make_manifest, write_json
 
 from .run_command import add_config_argument, presets_of, read_settings
-from .run_folder import agreed_checkpoint, claim_folder, require_one_group
+from .run_folder import agreed_checkpoint, open_run
 
 if TYPE_CHECKING:
     from dualstream.modeling import VisualDecoder
@@ -94,12 +93,9 @@ def distill(config: DistillationConfig) -> dict[str, Any]:
         ValueError: the folder holds another run, processes do not know of each other, or a setting does not fit.
     """
     started = time.time()
-    require_one_group(config.world_size)
-    folder = Path(str(config.output_dir))
-    with config.main_process_first(desc="run folder"):
-        claim_folder(folder, config.run_settings())
-    if (folder / RESULT).is_file():
-        return json.loads((folder / RESULT).read_text(encoding="utf-8"))
+    folder, finished = open_run(config, config.run_settings(), RESULT)
+    if finished is not None:
+        return finished
     trainer, images = make_trainer(config, folder)
     checkpoint = agreed_checkpoint(folder, trainer.is_world_process_zero())
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))

@@ -6,9 +6,12 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dualstream.eval.manifest import write_json
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
 
 SETTINGS = "configuration.json"
 MARK = "complete.json"
@@ -36,6 +39,28 @@ NOT_PART_OF_A_RUN = (
     "hub_token",
     "hub_model_id",
 )
+
+
+def open_run(config: TrainingArguments, settings: dict[str, Any], result: str) -> tuple[Path, dict[str, Any] | None]:
+    """Claim the folder of a run, in all its processes.
+
+    Args:
+        config: tells the folder and the processes.
+        settings: what identifies the run.
+        result: file of the record that a finished run leaves.
+
+    Returns:
+        The folder, and the record if the run is finished.
+
+    Raises:
+        ValueError: the folder holds another run, or processes do not know of each other.
+    """
+    require_one_group(config.world_size)
+    folder = Path(str(config.output_dir))
+    with config.main_process_first(desc="run folder"):
+        claim_folder(folder, settings)
+    finished = folder / result
+    return folder, json.loads(finished.read_text(encoding="utf-8")) if finished.is_file() else None
 
 
 def claim_folder(folder: Path, settings: dict[str, Any]) -> None:
