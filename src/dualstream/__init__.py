@@ -5,11 +5,18 @@ The code lives in sub-packages, one per folder of the repository: ``dualstream.m
 ``dualstream.hub_cards`` and ``dualstream.benchmarks``. Importing this top level is cheap: it loads no torch.
 """
 
-from importlib.metadata import PackageNotFoundError, version
-
-try:
-    __version__ = version("dualstream")
-except PackageNotFoundError:  # a source tree that was never installed
-    __version__ = "0.0.0"
+__version__: str
 
 __all__ = ["__version__"]
+
+
+def __getattr__(name: str) -> str:
+    """Look the version up when it is asked for (PEP 562): that takes longer than everything else here."""
+    if name != "__version__":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("dualstream")
+    except PackageNotFoundError:  # a source tree that was never installed
+        return "0.0.0"
