@@ -53,12 +53,12 @@ def make_inputs(
     before, after = ([[token]] if token is not None else [[]] for token in delimiters)
     picture = before[0] + [image_token] * tokens + after[0]
     words = torch.randint(
-        3, min(config.get_text_config().vocab_size, image_token) // 2, (batch, text_tokens + 1), generator=generator
+        3, min(config.get_text_config().vocab_size, image_token) // 2, (batch, text_tokens), generator=generator
     )
     rows = []
     for row in words.tolist():
         shorter = len(rows) if ragged else 0
-        rows.append([row[0]] + picture * images + row[1 : text_tokens + 1 - shorter])
+        rows.append([row[0]] + picture * images + row[1 : text_tokens - shorter])
     length = len(rows[0])
     ids = torch.tensor([[0] * (length - len(row)) + row for row in rows])
     mask = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in rows])

@@ -1,0 +1,187 @@
+"""What ``dualstream bench`` can measure, by name."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from . import headline, stages
+from .forced_map import DECODERS
+from .machine import describe_model
+from .measuring import Clock
+from .shapes import build_model, shape_named
+from .workload import Inputs, make_inputs
+
+Row = dict[str, Any]
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass
+class Bench:
+    """What a run measures, and how.
+
+    Attributes:
+        name: of its record.
+        shape_name: see ``shapes.SHAPES``.
+        model: of that shape; None where no suite needs one.
+        image_size: height and width in pixels.
+        batches: rows of the batches.
+        images: pictures of a row.
+        text_tokens: of a row.
+        reductions: shares of visual tokens to remove, of the headline and of memory.
+        detail: the one at which stages, peers and growth are measured.
+        decoders: kinds, see ``forced_map.build_decoder``.
+        rounds: of every comparison.
+        clock: of the device.
+        progress: called after every timed run.
+        revision: that ``before_after`` compares with, None for the recorded one.
+        shape: facts of the model, see ``machine.describe_model``.
+    """
+
+    name: str
+    shape_name: str
+    model: Any
+    image_size: tuple[int, int]
+    batches: Sequence[int]
+    images: int
+    text_tokens: int
+    reductions: Sequence[float]
+    detail: float
+    decoders: Sequence[str]
+    rounds: int
+    clock: Clock
+    progress: Callable[[], Any]
+    revision: str | None = None
+    shape: dict[str, Any] | None = field(default=None)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Options that decide what is measured, as plain values."""
+        names = ("batches", "images", "text_tokens", "reductions", "detail", "decoders", "rounds", "revision")
+        return {name: getattr(self, name) for name in names}
+
+    def inputs(self, batch: int) -> Inputs:
+        """Make a batch of the run's kind."""
+        return make_inputs(self.model, self.image_size, batch, self.images, self.text_tokens)
+
+
+def open_bench(args: argparse.Namespace, with_model: bool, progress: Callable[[], Any]) -> Bench:
+    """Check the options of a run and build its model.
+
+    Raises:
+        ValueError: an option is unknown or out of range.
+    """
+    name = args.shape or "tiny"
+    shape = shape_named(name)
+    _check_numbers(args)
+    device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device={args.device!r}, but there is no CUDA device here; choose cpu")
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
+    dtype = _dtype(args.dtype, shape.is_toy and device.type == "cpu")
+    image_size = _image_size(args.image_size) or shape.image_size
+    model = None
+    if with_model:
+        model = build_model(name, args.layers, args.vision_layers, dtype=dtype, device=device)
+        make_inputs(model, image_size)  # a picture that does not suit the tower is refused before any suite begins
+    depth = "".join(f"-{key}{value}" for key, value in (("l", args.layers), ("v", args.vision_layers)) if value)
+    model_name = f"{name}{depth}-{device.type}-{str(dtype).removeprefix('torch.')}"
+    return Bench(
+        name=args.name or (model_name if with_model else "-".join(args.suites)),
+        shape_name=name,
+        model=model,
+        image_size=image_size,
+        batches=args.batch,
+        images=args.images,
+        text_tokens=args.text_tokens,
+        reductions=args.reductions,
+        detail=args.detail,
+        decoders=args.decoders,
+        rounds=args.rounds,
+        clock=Clock(device),
+        progress=progress,
+        revision=args.revision,
+        shape=None if model is None else describe_model(model, name, image_size),
+    )
+
+
+def _check_numbers(args: argparse.Namespace) -> None:
+    for option, values, low in (
+        ("--batch", args.batch, 1),
+        ("--images", [args.images], 1),
+        ("--text-tokens", [args.text_tokens], 1),
+        ("--rounds", [args.rounds], 2),
+        ("--threads", [args.threads or 1], 1),
+    ):
+        if min(values) < low:
+            raise ValueError(f"{option} {min(values)} must be at least {low}")
+    for option, rates in (("--reductions", args.reductions), ("--detail", [args.detail])):
+        if not all(0 < rate < 1 for rate in rates):
+            raise ValueError(f"{option} {rates} must be shares between 0 and 1, e.g. 0.49")
+    unknown = sorted(set(args.decoders) - set(DECODERS))
+    if unknown:
+        raise ValueError(f"--decoders {', '.join(unknown)} is unknown; choose from {', '.join(DECODERS)}")
+
+
+def _dtype(name: str, toy_on_cpu: bool) -> torch.dtype:
+    if name == "auto":
+        return torch.float32 if toy_on_cpu else torch.bfloat16
+    if name not in DTYPES:
+        raise ValueError(f"--dtype {name!r} is unknown; choose auto, {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
+def _image_size(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    parts = text.lower().split("x")
+    if len(parts) != 2 or not all(part.isdigit() and int(part) for part in parts):
+        raise ValueError(f"--image-size {text!r} must be HEIGHTxWIDTH in pixels, e.g. 448x672")
+    return int(parts[0]), int(parts[1])
+
+
+def _headline(bench: Bench) -> list[Row]:
+    rows = []
+    for batch in bench.batches:
+        inputs = bench.inputs(batch)
+        rows += headline.run(
+            bench.model, inputs, bench.reductions, bench.decoders, bench.rounds, bench.clock, bench.progress
+        )
+    return rows
+
+
+def _stages(bench: Bench) -> list[Row]:
+    rows = []
+    for batch in bench.batches:
+        rows += stages.run(
+            bench.model,
+            bench.inputs(batch),
+            bench.detail,
+            bench.decoders,
+            bench.rounds,
+            bench.clock,
+            progress=bench.progress,
+        )
+    return rows
+
+
+MODEL_SUITES: dict[str, Callable[[Bench], list[Row]]] = {"headline": _headline, "stages": _stages}
+OTHER_SUITES: dict[str, Callable[[Bench], list[Row]]] = {}
+SUITES = {**MODEL_SUITES, **OTHER_SUITES}
+
+
+def check_suites(names: Sequence[str]) -> list[str]:
+    """Return the names.
+
+    Raises:
+        ValueError: one is unknown.
+    """
+    unknown = [name for name in names if name not in SUITES]
+    if unknown:
+        raise ValueError(f"--suites {', '.join(unknown)} is unknown; choose from {', '.join(SUITES)}")
+    return list(dict.fromkeys(names))
