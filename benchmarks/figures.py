@@ -10,6 +10,7 @@ from dualstream.analysis.figure_style import CONTROL as GREY
 from dualstream.analysis.figure_style import PALETTE, figure, save
 
 from .goals import compressed_rows, control_of, limit_of
+from .labels import ordered_ways, short_title
 from .prefill import FULL, LIMIT, OURS
 from .records import Record, Row
 from .stages import STAGES
@@ -72,7 +73,7 @@ def first_token(record: Record, folder: Path) -> Path | None:
     batches = _batches(rows)
     if not rows:
         return None
-    ways = [LIMIT, *dict.fromkeys(row["way"] for row in rows if row["way"].startswith(OURS))]
+    ways = ordered_ways(record, (row["way"] for row in rows if row["way"] == LIMIT or row["way"].startswith(OURS)))
     with figure(1, len(batches), size=(1.2 + 3.4 * len(batches), 3.0)) as (drawn, axes):
         for panel, batch in zip(axes[0], batches, strict=True):
             of_batch = [row for row in rows if row["batch"] == batch]
@@ -115,7 +116,8 @@ def first_token(record: Record, folder: Path) -> Path | None:
 def stages(record: Record, folder: Path) -> Path | None:
     """Where the time to the first token goes: a bar per way, a colour per stage."""
     rows = [row for row in record.of("stages") if row["stage"] in STAGES]
-    bars = list(dict.fromkeys((row["batch"], row["reduction"], row["way"]) for row in rows))
+    settings = dict.fromkeys((row["batch"], row["reduction"]) for row in rows)
+    bars = [(*setting, way) for setting in settings for way in ordered_ways(record, (row["way"] for row in rows))]
     if not rows:
         return None
     with figure(size=(7.0, 1.2 + 0.3 * len(bars))) as (drawn, axes):
@@ -166,18 +168,6 @@ def peers(record: Record, folder: Path) -> Path | None:
             panel.set_xlabel("ms to first token")
         drawn.suptitle(short_title(record), fontsize=9.5)
         return save(drawn, folder / f"{record.name}-peers{ENDING}")
-
-
-def short_title(record: Record) -> str:
-    """What was measured, in a line."""
-    shape = record.shape
-    if shape is None:
-        return record.name
-    parts = [shape["name"]]
-    if shape["is_reduced"]:
-        parts.append(f"{shape['layers']} of {shape['full_layers']} blocks")
-        parts.append(f"tower {shape['vision_layers']} of {shape['full_vision_layers']}")
-    return ", ".join([*parts, shape["dtype"], shape["device"]])
 
 
 def _ratio_line(panel: Any, rows: Sequence[Row], label: str, color: str, marker: str, shift: float) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shlex
 import sys
@@ -108,6 +109,15 @@ def load_folder(folder: Path) -> tuple[list[Record], list[Record]]:
     return finished, [load(path) for path in paths if path.name.endswith(UNFINISHED)]
 
 
+def rounded(value: Any) -> Any:
+    """Return plain values with numbers cut to six significant digits, far below any spread; files stay small."""
+    if isinstance(value, dict):
+        return {name: rounded(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [rounded(item) for item in value]
+    return float(f"{value:.6g}") if isinstance(value, float) and math.isfinite(value) else value
+
+
 def command_line(words: Sequence[str] | None = None) -> str:
     """Return the command that is running, without folders of this machine.
 
@@ -177,7 +187,7 @@ class RunLog:
         odd = {row["suite"] for row in rows if row.get("suite", suite) != suite}
         if odd:
             raise ValueError(f"suite={suite!r} got rows of {', '.join(map(repr, sorted(odd)))}")
-        self.record.rows += [{"suite": suite, **row} for row in rows]
+        self.record.rows += [rounded({"suite": suite, **row}) for row in rows]
         self.record.suites[suite] = {
             "date": self._date,
             "seconds": round(time.monotonic() - self._began, 1),

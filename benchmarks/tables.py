@@ -109,6 +109,8 @@ def number(value: Any, name: str = "") -> str:
         return ", ".join(number(item) for item in value)
     if isinstance(value, str):
         return value.replace("|", "\\|").replace("\n", " ")
+    if name == "reduction":
+        return f"{100 * value:.3g}"
     if _is_share(name):
         return significant(100 * value)
     if name.endswith("bytes"):
