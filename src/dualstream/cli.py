@@ -17,8 +17,6 @@ import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from dualstream import __version__
-
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, ProcessorMixin
 
@@ -31,6 +29,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "quiz": ("dualstream.eval.scene_questions", "quick check on held-out scene questions, full against compressed"),
     "eval": ("dualstream.eval.suites.command", "benchmarks through lmms-eval, arm against arm on the same samples"),
     "decoders": ("dualstream.eval.decoder_table", "compare visual decoders: cost, agreement, answers"),
+    "bench": ("dualstream.benchmarks.command", "how fast: stages, the limit, peers side by side, growth, memory"),
     "train distill": ("dualstream.train.distill", "teach a visual decoder what the language model reads"),
     "train sft": ("dualstream.train.sft", "fine-tune a model on conversations with pictures, by TRL"),
     "study rope-scaling": (
@@ -146,13 +145,23 @@ def model_facts(name: str, model: PreTrainedModel) -> dict[str, Any]:
     return {"model": name, "rope_scaling": getattr(model.config, "vision_rope_scaling", None)}
 
 
+class _ShowVersion(argparse.Action):
+    """Looks the version up only if it is asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        from dualstream import __version__
+
+        print(f"dualstream {__version__}")
+        parser.exit()
+
+
 def build_parser(command: str | None = None) -> argparse.ArgumentParser:
     """Build the parser; only ``command``'s module is imported (none for the overview)."""
     parser = argparse.ArgumentParser(
         prog="dualstream",
         description="Read what a vision-language model sees as text, and answer from fewer visual tokens.",
     )
-    parser.add_argument("--version", action="version", version=f"dualstream {__version__}")
+    parser.add_argument("--version", action=_ShowVersion, nargs=0, help="show the version and exit")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     places = {"": commands}
     for group, help_text in GROUPS.items():
