@@ -27,6 +27,8 @@ FIRST = (
     "visual_tokens",
     "kept_tokens",
 )
+# Said once above the table where they are the same in all rows.
+SETTINGS = ("batch", "images", "rounds", "reduction", "prompt_tokens", "visual_tokens", "kept_tokens")
 TITLES = {
     "median_ms": "median ms [quartiles]",
     "reduction": "fewer visual tokens %",
@@ -49,7 +51,7 @@ def rows_table(rows: Sequence[Row]) -> str:
     row lacks stay empty; columns of nested values that are not a number with an interval are left out.
     """
     columns = shown_columns(rows)
-    constant = [name for name in columns if len(rows) > 1 and _is_setting(name) and len(_values(rows, name)) == 1]
+    constant = [name for name in columns if name in SETTINGS and _is_constant(rows, name)]
     columns = [name for name in columns if name not in constant]
     head = [title(name, rows) for name in columns]
     body = [[cell(row, name) for name in columns] for row in rows]
@@ -136,8 +138,8 @@ def size(count: float) -> str:
     return f"{count / MIB:.2f} MiB" if count >= MIB / 10 else f"{count / 1024:.1f} KiB"
 
 
-def _is_setting(name: str) -> bool:
-    return name in ("batch", "images", "rounds", "reduction", "prompt_tokens", "visual_tokens", "kept_tokens")
+def _is_constant(rows: Sequence[Row], name: str) -> bool:
+    return len(rows) > 1 and len(_values(rows, name)) == 1 and all(row.get(name) is not None for row in rows)
 
 
 def _values(rows: Iterable[Row], name: str) -> set[str]:
