@@ -97,9 +97,9 @@ def test_every_command_that_is_named_is_accepted(make_record):
 
 
 def test_numbers_of_any_suite_reach_the_report(make_record, by_hand):
-    rows = [by_hand.time("growth", "square", 3.25, image_size=448, kv_bytes=2**20)]
+    rows = [by_hand.time("growth", "square", 4.0, image_size=448, kv_bytes=2**20)]
     text = report.render([make_record(rows)])
-    assert "| square | 1 | 49 | 576 | 294 | 3.25 [2.92, 3.57] | 9 | 448 | 1.00 MiB |" in text
+    assert "| square | 1 | 49 | 576 | 294 | 4.00 [3.60, 4.40] | 9 | 448 | 1.00 MiB |" in text
 
 
 def test_a_run_without_a_model_is_shown(make_record):
