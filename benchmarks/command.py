@@ -15,7 +15,7 @@ EPILOG = """examples:
   dualstream bench                                          the tiny shape, every suite of a model, a few minutes
   dualstream bench --shape llava-1.5-7b --layers 4 --vision-layers 4
   dualstream bench --shape qwen2.5-vl-7b --device cuda --batch 1 8
-  dualstream bench --suites overheads startup before_after  what is measured without a shape
+  dualstream bench --suites micro overheads startup before_after  what is measured without a shape
   dualstream bench --report                                 render BENCHMARKS.md from the records
 
 A run that was stopped goes on after its last finished suite when the same command is given again.
@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=None,
         metavar="NAME",
         help="headline, stages, peers, growth, memory, and, "
-        "without a shape, overheads, startup, before_after (default: all that measure a shape)",
+        "without a shape, micro, overheads, startup, before_after (default: all that measure a shape)",
     )
     add("--layers", type=int, default=None, metavar="N", help="cut the language model to N blocks (default: all)")
     add("--vision-layers", type=int, default=None, metavar="N", help="cut the vision tower to N blocks (default: all)")

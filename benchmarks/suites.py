@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from . import headline, stages
+from . import headline, micro, stages
 from .forced_map import DECODERS
 from .machine import describe_model
 from .measuring import Clock
@@ -171,7 +171,9 @@ def _stages(bench: Bench) -> list[Row]:
 
 
 MODEL_SUITES: dict[str, Callable[[Bench], list[Row]]] = {"headline": _headline, "stages": _stages}
-OTHER_SUITES: dict[str, Callable[[Bench], list[Row]]] = {}
+OTHER_SUITES: dict[str, Callable[[Bench], list[Row]]] = {
+    "micro": lambda bench: micro.run(bench.rounds, bench.clock, bench.progress),
+}
 SUITES = {**MODEL_SUITES, **OTHER_SUITES}
 
 
