@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any
@@ -19,13 +19,15 @@ from dualstream.modeling.visual_compression import merge_features
 
 from .forced_map import build_decoder, forced, kept_cells
 from .headline import Row, batch_facts
-from .measuring import MILLISECONDS, Clock, interleaved, median_ratio, timing
+from .measuring import MILLISECONDS, Clock, against, interleaved, median_ratio, timing
 from .prefill import FULL, LIMIT, OURS, Way, feature_grids, native_short, reading_with, uncompressed
 from .workload import Inputs, image_inputs_of
 
 #: In the order in which they happen. ``joining`` is what lies between the pictures and the language model: plan, pool,
 #: rewrite, and what every model does there (embed the text, put the features in, find positions).
 STAGES = ("preparing", "vision", "connector", "reading", "joining", "prefill", "head")
+#: Sums of a pass's stages: as measured, and calculated for a model that has all its blocks.
+MEASURED_SUM, FULL_DEPTH_SUM = "first token", "first token, all blocks"
 
 
 class StageClock:
@@ -87,6 +89,7 @@ def run(
     clock: Clock,
     new_tokens: int = 16,
     progress: Callable[[], Any] | None = None,
+    depths: Mapping[str, float] | None = None,
 ) -> list[Row]:
     """Time every stage of the whole prompt, of the limit and of ours, and the steps that planning is made of.
 
@@ -99,6 +102,7 @@ def run(
         clock: of the device.
         new_tokens: decoding steps that are timed.
         progress: called after every run.
+        depths: how many times as many blocks the whole model has, by stage (``vision``, ``prefill``), if it was cut.
 
     Returns:
         A row per way and stage; ``share`` is its part of the way's time to the first token, ``share_of_prefill`` that
@@ -106,14 +110,17 @@ def run(
     """
     grids = feature_grids(model, inputs)
     readers = {kind: build_decoder(kind, model) for kind in decoders}
-    rows = _stage_rows(model, inputs, reduction, readers, grids, rounds, clock, progress)
+    passes = _passes(model, inputs, reduction, readers, grids, rounds, clock, progress)
+    rows = _stage_rows(passes) + _sum_rows(passes, {}, MEASURED_SUM)
+    if depths and set(depths.values()) != {1}:
+        rows += _sum_rows(passes, depths, FULL_DEPTH_SUM)
     rows += _step_rows(model, inputs, reduction, readers, grids, rounds, clock)
     rows += _decode_rows(model, inputs, reduction, readers, grids, rounds, clock, new_tokens)
     facts = batch_facts(inputs, grids, int(kept_cells(grids, reduction).sum()))
     return [{"suite": "stages", **row, "reduction": reduction, **facts} for row in rows]
 
 
-def _stage_rows(
+def _passes(
     model: Any,
     inputs: Inputs,
     reduction: float,
@@ -122,7 +129,8 @@ def _stage_rows(
     rounds: int,
     clock: Clock,
     progress: Callable[[], Any] | None,
-) -> list[Row]:
+) -> dict[str, list[dict[str, float]]]:
+    """Seconds of every stage of every measured round, by way."""
     stage_clock = StageClock(clock.device)
     found: dict[str, list[dict[str, float]]] = {}
 
@@ -144,10 +152,13 @@ def _stage_rows(
         reader = forced(decoder, grids, reduction)
         ways[f"{OURS}, {kind}"] = timed(f"{OURS}, {kind}", reading_with(model, inputs, reader), reader)
     interleaved(ways, rounds, clock=clock, progress=progress)
-    whole = np.array([stages["prefill"] for stages in found[FULL][-rounds:]])
+    return {name: found[name][-rounds:] for name in ways}
+
+
+def _stage_rows(passes: Mapping[str, Sequence[Mapping[str, float]]]) -> list[Row]:
+    whole = np.array([stages["prefill"] for stages in passes[FULL]])
     rows = []
-    for name, passes in found.items():
-        measured = passes[-rounds:]
+    for name, measured in passes.items():
         total = np.array([sum(stages.values()) for stages in measured])
         for stage in STAGES:
             seconds = np.array([stages[stage] for stages in measured])
@@ -162,6 +173,20 @@ def _stage_rows(
                     }
                 )
     return rows
+
+
+def _sum_rows(
+    passes: Mapping[str, Sequence[Mapping[str, float]]], factors: Mapping[str, float], name: str
+) -> list[Row]:
+    """Time to the first token of every way, each stage taken as often as it has factors, against the limit."""
+    totals = {
+        way: np.array([sum(factors.get(stage, 1) * value for stage, value in stages.items()) for stages in measured])
+        for way, measured in passes.items()
+    }
+    return [
+        {"way": way, "stage": name, **timing(total), **against(total, totals[LIMIT], LIMIT)}
+        for way, total in totals.items()
+    ]
 
 
 def _step_rows(

@@ -156,7 +156,10 @@ def _headline(bench: Bench) -> list[Row]:
 
 
 def _stages(bench: Bench) -> list[Row]:
-    rows = []
+    rows: list[Row] = []
+    shape: Any = bench.shape
+    counts = {"prefill": "layers", "vision": "vision_layers"}
+    depths = {stage: shape[f"full_{name}"] / shape[name] for stage, name in counts.items()}
     for batch in bench.batches:
         rows += stages.run(
             bench.model,
@@ -166,6 +169,7 @@ def _stages(bench: Bench) -> list[Row]:
             bench.rounds,
             bench.clock,
             progress=bench.progress,
+            depths=depths,
         )
     return rows
 

@@ -29,13 +29,28 @@ def test_stages_of_all_ways(name):
     for row in rows:
         by_way.setdefault(row["way"], {})[row["stage"]] = row
     whole = {"preparing", "vision", "connector", "joining", "prefill", "head"}
-    assert set(by_way[FULL]) == whole | {"decoding step", "generate, first token"}
-    assert set(by_way[LIMIT]) == whole
-    assert set(by_way["compressed, linear"]) == whole | {"reading"}
+    assert set(by_way[FULL]) == whole | {"first token", "decoding step", "generate, first token"}
+    assert set(by_way[LIMIT]) == whole | {"first token"}
+    assert set(by_way["compressed, linear"]) == whole | {"first token", "reading"}
     assert set(by_way["by itself"]) == {"reading, pruned", "reading, linear", "plan", "pool", "rewrite"}
     for way in (FULL, LIMIT, "compressed, linear"):
         assert sum(by_way[way][stage]["share"] for stage in whole & set(by_way[way])) <= 1.2
     assert by_way[FULL]["prefill"]["share_of_prefill"]["value"] == 1
+
+
+def test_all_blocks_are_calculated_round_by_round():
+    passes = {
+        FULL: [{"vision": 1.0, "reading": 0.0, "prefill": 4.0}, {"vision": 1.0, "reading": 0.0, "prefill": 6.0}],
+        LIMIT: [{"vision": 1.0, "reading": 0.0, "prefill": 2.0}, {"vision": 1.0, "reading": 0.0, "prefill": 3.0}],
+        "compressed, linear": [{"vision": 1.0, "reading": 1.0, "prefill": p} for p in (2.0, 3.0)],
+    }
+    rows = stages._sum_rows(passes, {"prefill": 8, "vision": 2}, stages.FULL_DEPTH_SUM)
+    found = {row["way"]: row for row in rows}
+    assert found[FULL]["median_ms"] == pytest.approx(1000 * (34 + 50) / 2)
+    assert found[LIMIT]["ratio"] == 1
+    assert found["compressed, linear"]["ratio"] == pytest.approx((19 / 18 + 27 / 26) / 2)
+    measured = stages._sum_rows(passes, {}, stages.MEASURED_SUM)[-1]
+    assert measured["ratio"] == pytest.approx((4 / 3 + 5 / 4) / 2)
 
 
 def test_hooks_leave_after_an_error():
