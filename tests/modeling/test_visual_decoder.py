@@ -1,5 +1,6 @@
 """The visual decoder: chunked top-k, token tables, saving, and refusing foreign models."""
 
+import copy
 import json
 import unicodedata
 
@@ -36,6 +37,18 @@ def test_token_tables_follow_the_unicode_rule(tokenizer):
     assert text_class[len(tokenizer) :].tolist() == [size - 3, size - 2, size - 1]
     words = [index for index in range(size) if not meaningless[index]]
     assert [tokenizer.decode([index]) for index in words] == ["dog", " dog", "9", "cat", "a,"]
+
+
+def test_a_tokenizer_is_asked_for_its_texts_once(tokenizer, monkeypatch):
+    mine = copy.deepcopy(tokenizer)
+    calls, stock = [], mine.batch_decode
+    monkeypatch.setattr(mine, "batch_decode", lambda ids: calls.append(len(ids)) or stock(ids))
+    first = token_tables(mine, len(mine))
+    first[0][:] = False  # the caller's to change
+    assert torch.equal(token_tables(mine, len(mine))[0], token_tables(tokenizer, len(mine))[0]) and len(calls) == 1
+    assert len(token_tables(mine, len(mine) + 2)[0]) == len(mine) + 2 and len(calls) == 2
+    mine.add_tokens(["bird"])
+    assert token_tables(mine, len(mine))[0][-1] and len(calls) == 3, "an added token means nothing"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
