@@ -1,0 +1,5 @@
+"""Other ways to spend fewer visual tokens, on the same prompt in one run: each as fast as its idea allows."""
+
+from .suite import peers_of, run
+
+__all__ = ["peers_of", "run"]
