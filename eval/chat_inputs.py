@@ -64,37 +64,41 @@ def chat_batch(processor: ProcessorMixin, prompts: Sequence[str], images: Sequen
     return inputs
 
 
-def answer_tokens(processor: ProcessorMixin, conversation: Conversation, prompt: str, answer: str) -> list[int]:
-    """Return the tokens that the model would write to give an answer, without the end of its turn.
+def answer_tokens(
+    processor: ProcessorMixin, conversation: Conversation, prompt: str, answers: Sequence[str]
+) -> list[list[int]]:
+    """Return the tokens that the model would write to give each of several answers, without the end of its turn.
 
     What stands between prompt and answer is what the chat template puts there in a finished conversation: a blank
-    after LLaVA's "ASSISTANT:", nothing after Qwen's "assistant" line. The answer is tokenised behind the prompt; where
+    after LLaVA's "ASSISTANT:", nothing after Qwen's "assistant" line. An answer is tokenised behind the prompt; where
     that would merge it with the prompt's last token, which generation cannot, it is tokenised alone.
 
     Args:
         processor: a VLM processor.
         conversation: the turns before the answer.
         prompt: their ``chat_prompt``.
-        answer: the words; a leading blank is taken as it is.
+        answers: the words of each; a leading blank is taken as it is.
 
     Returns:
-        Token ids, at least one.
+        Token ids of each, at least one.
 
     Raises:
-        ValueError: the answer is empty.
+        ValueError: an answer is empty.
     """
-    if not answer.strip():
-        raise ValueError(f"option {answer!r} is empty: an answer to score needs at least one visible character.")
-    if not answer[0].isspace():
-        answer = _seam(processor, conversation, prompt, answer) + answer
+    empty = [answer for answer in answers if not answer.strip()]
+    if empty:
+        raise ValueError(f"option {empty[0]!r} is empty: an answer to score needs at least one visible character.")
+    texts = [a if a[0].isspace() else _seam(processor, conversation, prompt, a) + a for a in answers]
     encode = processor.tokenizer
     special = _lacks_start(processor, [prompt])
-    before: list[int] = encode(prompt, add_special_tokens=special).input_ids
-    whole: list[int] = encode(prompt + answer, add_special_tokens=special).input_ids
+    before, *whole = encode([prompt, *(prompt + text for text in texts)], add_special_tokens=special).input_ids
     swallows = bool(before) and before[-1] == encode.unk_token_id  # an unknown word takes in what is glued to it
-    if whole[: len(before)] == before and not swallows:
-        return whole[len(before) :]
-    return list(encode(answer, add_special_tokens=False).input_ids)
+    return [
+        ids[len(before) :]
+        if ids[: len(before)] == before and not swallows
+        else list(encode(text, add_special_tokens=False).input_ids)
+        for ids, text in zip(whole, texts, strict=True)
+    ]
 
 
 def _seam(processor: ProcessorMixin, conversation: Conversation, prompt: str, answer: str) -> str:

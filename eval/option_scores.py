@@ -21,6 +21,7 @@ from dualstream.modeling.prompt_session import session_of
 
 from .arms import Arm, parse_arm
 from .chat_inputs import Conversation, answer_tokens, chat_batch, chat_prompt, user_turn
+from .encoded_once import reusing_image_features
 from .prompt_costs import PromptTokens, prompt_tokens
 
 if TYPE_CHECKING:
@@ -77,17 +78,55 @@ def option_log_likelihoods(
     Raises:
         ValueError: lengths differ, a question has no option, an option is empty, or the compression is unknown.
     """
+    found = option_log_likelihoods_under(model, processor, images, prompts, options, [compression], batch_size)
+    return found[0]
+
+
+def option_log_likelihoods_under(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    images: Sequence[Sequence[Image]],
+    prompts: Sequence[str],
+    options: Sequence[Sequence[str]],
+    compressions: Sequence[Compression],
+    batch_size: int = 8,
+) -> list[list[np.ndarray]]:
+    """Score the options of every question under several compressions.
+
+    Every image is prepared once for all of them, and encoded once for those that do not scale the vision tower's RoPE.
+
+    Args:
+        model: see ``option_log_likelihoods``, as for all arguments but one.
+        processor: its processor.
+        images: per question its images.
+        prompts: the questions.
+        options: per question the answers to score.
+        compressions: one or more.
+        batch_size: prompts per forward call.
+
+    Returns:
+        Per compression what ``option_log_likelihoods`` returns.
+
+    Raises:
+        ValueError: see there.
+    """
     if not len(images) == len(prompts) == len(options):
         raise ValueError(
             f"images, prompts and options must be paired, got {len(images)}, {len(prompts)} and {len(options)}."
         )
     conversations = [user_turn(prompt, len(row)) for prompt, row in zip(prompts, images, strict=True)]
-    found: list[np.ndarray] = []
-    with compression_context(model, processor, compression):
-        for start in range(0, len(prompts), batch_size):
-            part = slice(start, start + batch_size)
-            batch = prepare_options(processor, conversations[part], images[part], options[part])
-            found += [score.log_likelihoods for score in score_options(model, batch)]
+    arms = [_arm(compression) for compression in compressions]
+    found: list[list[np.ndarray]] = [[] for _ in arms]
+    for start in range(0, len(prompts), batch_size):
+        part = slice(start, start + batch_size)
+        batch = prepare_options(processor, conversations[part], images[part], options[part])
+        batch.inputs.to(model.device)  # once, so that the pixels stay the same tensor
+        features: dict[str, Any] = {}
+        for arm, scores in zip(arms, found, strict=True):
+            scaled = isinstance(arm, Arm) and arm.rope is not None
+            encoding = nullcontext() if scaled else reusing_image_features(model, features)
+            with compression_context(model, processor, arm), encoding:
+                scores += [score.log_likelihoods for score in score_options(model, batch)]
     return found
 
 
@@ -110,15 +149,19 @@ def compression_context(
 
     Without compression a stock model is left exactly as it is.
     """
-    arm: Any = parse_arm(compression) if isinstance(compression, str) else compression
-    if not isinstance(arm, Arm):
-        arm = CompressionConfig.from_any(arm)
+    arm = _arm(compression)
     off = arm.is_off if isinstance(arm, Arm) else arm.method == "none"
     if off and not isinstance(unwrapped(model), VisualCompressionMixin):
         return nullcontext(model)
     if isinstance(arm, Arm):
         return arm.applied(model, processor)
     return compressing(model, config=arm, tokenizer=processor.tokenizer)
+
+
+def _arm(compression: Compression) -> Arm | CompressionConfig:
+    if isinstance(compression, str):
+        return parse_arm(compression)
+    return compression if isinstance(compression, Arm) else CompressionConfig.from_any(compression)
 
 
 @dataclass(frozen=True)
@@ -156,7 +199,7 @@ def prepare_options(
         raise ValueError(f"options of row {without[0]} are empty: give at least one answer to score.")
     prompts = [chat_prompt(processor, conversation) for conversation in conversations]
     tokens = [
-        [answer_tokens(processor, conversation, prompt, option) for option in given]
+        answer_tokens(processor, conversation, prompt, given)
         for conversation, prompt, given in zip(conversations, prompts, options, strict=True)
     ]
     return OptionBatch(chat_batch(processor, prompts, images), tokens)

@@ -9,14 +9,16 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from dualstream.eval.chat_inputs import answer_tokens, chat_batch, chat_prompt, user_turn
+from dualstream.eval.encoded_once import reusing_image_features
 from dualstream.eval.option_scores import (
     compression_context,
     option_log_likelihoods,
+    option_log_likelihoods_under,
     option_probabilities,
     prepare_options,
     score_options,
 )
-from dualstream.modeling import CompressionConfig, VisualDecoder, load_model
+from dualstream.modeling import CompressionConfig, VisualDecoder, family_of, load_model
 
 PROCESSORS = {
     "llava": "LlavaProcessor",
@@ -115,6 +117,42 @@ def test_scores_of_compressed_prompts_equal_the_hand_made_reference(
     assert shortened > 0, "nothing was compressed, so nothing was tested"
 
 
+def test_several_compressions_at_once_equal_one_after_the_other(stock, family):
+    model, processor = stock
+    arms = ["none", "rle", "stride@0.5", CompressionConfig("rle", position_policy="compact")]
+    if family != "llava" and family != "internvl":
+        arms.insert(2, "rle+poly:9:2")  # another tower in between
+    expected = [option_log_likelihoods(model, processor, IMAGES, PROMPTS, OPTIONS, arm, batch_size=3) for arm in arms]
+    encoded = []
+    handle = family_of(model).vision_blocks(model)[0].register_forward_hook(lambda *_: encoded.append(1))
+    before = type(model), set(vars(model)), set(vars(model.model))
+    found = option_log_likelihoods_under(model, processor, IMAGES, PROMPTS, OPTIONS, arms, batch_size=3)
+    handle.remove()
+    for one, other in zip(found, expected, strict=True):
+        for row, wanted in zip(one, other, strict=True):
+            np.testing.assert_array_equal(row, wanted)
+    assert len(encoded) == 2 * (len(arms) - 3), "two batches, and a tower or two"
+    assert (type(model), set(vars(model)), set(vars(model.model))) == before
+    assert not np.allclose(np.concatenate(found[0]), np.concatenate(found[1])), "compression changes nothing here"
+
+
+def test_features_are_looked_up_for_the_same_tensor_only(stock):
+    model, processor = stock
+    prompt = chat_prompt(processor, user_turn(PROMPTS[0], 1))
+    inputs = [chat_batch(processor, [prompt], [[picture(number)]]) for number in (0, 4)]
+    memory = {}
+    with torch.no_grad():
+        plain = [model(**each, logits_to_keep=1).logits for each in inputs]
+        with reusing_image_features(model, memory), reusing_image_features(model, memory):
+            again = [model(**inputs[number], logits_to_keep=1).logits for number in (0, 0, 1, 0)]
+    for logits, number in zip(again, (0, 0, 1, 0), strict=True):
+        assert torch.equal(logits, plain[number])
+    assert not torch.equal(*plain) and "get_image_features" not in vars(model.model)
+    with pytest.raises(RuntimeError, match="inside"), reusing_image_features(model, memory):
+        raise RuntimeError("inside")
+    assert "get_image_features" not in vars(model.model)
+
+
 def test_counts_and_the_greedy_option(stock):
     model, processor = stock
     inputs = chat_batch(processor, [chat_prompt(processor, user_turn(PROMPTS[0], 1))], IMAGES[:1])
@@ -172,9 +210,9 @@ def test_the_blank_between_prompt_and_answer_is_the_templates():
         prompt = chat_prompt(processor, turn)
         encode = processor.tokenizer
         expected = encode(prompt + seam + "yes").input_ids[len(encode(prompt).input_ids) :]
-        assert answer_tokens(processor, turn, prompt, "yes") == expected
+        assert answer_tokens(processor, turn, prompt, ["yes"]) == [expected]
         assert processor.tokenizer.decode(expected) == seam + "yes"
-        assert answer_tokens(processor, turn, prompt, " yes") == encode(" yes", add_special_tokens=False).input_ids
+        assert answer_tokens(processor, turn, prompt, [" yes"]) == [encode(" yes", add_special_tokens=False).input_ids]
 
 
 def test_an_answer_does_not_merge_with_the_prompt(publishing):
@@ -182,7 +220,7 @@ def test_an_answer_does_not_merge_with_the_prompt(publishing):
     processor = publishing.make_processor("llava", transformers.LlavaProcessor)
     for question in ("word11", "neverseen"):
         turn = user_turn(question)
-        tokens = answer_tokens(processor, turn, chat_prompt(processor, turn), "word31 word32")
+        (tokens,) = answer_tokens(processor, turn, chat_prompt(processor, turn), ["word31 word32"])
         assert tokens == tokens_of(processor, "word31 word32") and len(tokens) == 2
 
 

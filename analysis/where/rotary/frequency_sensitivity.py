@@ -225,7 +225,7 @@ def _asked(bench: Bench, items: Sequence[WhereItem]) -> tuple[dict[str, Any], to
     ids = []
     for item, turn, prompt in zip(items, turns, prompts, strict=True):
         answers = (item.relation, opposite(bench.relations, item.relation))
-        right, wrong = (answer_tokens(bench.processor, turn, prompt, answer)[0] for answer in answers)
+        right, wrong = (tokens[0] for tokens in answer_tokens(bench.processor, turn, prompt, answers))
         if right == wrong:
             raise ValueError(f"the answers {answers[0]!r} and {answers[1]!r} start with the same token.")
         ids.append([right, wrong])
