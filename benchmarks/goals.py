@@ -14,6 +14,8 @@ LIMITS = {"cpu": 1.10, "cuda": 1.05}
 #: Most of the prefill's time that reading (with the cheap decoder), plan, pooling and rewriting may take together.
 JOINING_SHARE = 0.01
 CHEAP = "pruned"
+#: Most milliseconds of a plan on an accelerator, for pictures of either size, at this batch.
+PLAN_MS, PLAN_BATCH = 1.0, 8
 STEPS = ("plan", "pool", "rewrite")
 BY_ITSELF = "by itself"
 MET, MISSED, UNDECIDED = "met", "missed", "undecided"
@@ -56,6 +58,14 @@ def headline_verdict(record: Record, row: Row) -> str:
     """Word for a headline row; empty where its device has no goal."""
     limit = limit_of(record)
     return "" if limit is None else verdict(row["ratio_low"], row["ratio_high"], limit)
+
+
+def plan_rows(record: Record) -> list[Row]:
+    """Plans that have a goal, with its ``verdict`` by quartiles; none of a run on a CPU."""
+    if record.settings.get("device", "cpu") == "cpu":
+        return []
+    rows = [row for row in record.of("micro") if row["way"].startswith("plan") and row["batch"] == PLAN_BATCH]
+    return [{**row, "verdict": verdict(row["q1_ms"], row["q3_ms"], PLAN_MS)} for row in rows]
 
 
 def reason(record: Record, row: Row) -> str:

@@ -15,9 +15,9 @@ def short_title(record: Record) -> str:
     if shape is None:
         return record.name
     parts = [shape["name"] + (" (toy widths)" if shape["is_toy"] else "")]
-    if shape["is_reduced"]:
-        parts.append(f"{shape['layers']} of {shape['full_layers']} blocks")
-        parts.append(f"tower {shape['vision_layers']} of {shape['full_vision_layers']}")
+    for part, name in (("blocks", "layers"), ("tower blocks", "vision_layers")):
+        if shape[name] < shape[f"full_{name}"]:
+            parts.append(f"{shape[name]} of {shape[f'full_{name}']} {part}")
     usual = SHAPES.get(shape["name"])
     if usual is None or list(usual.image_size) != shape["image_size"]:
         parts.append("{}x{} pixels".format(*shape["image_size"]))

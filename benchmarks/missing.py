@@ -14,7 +14,7 @@ from .records import Record
 FULL_SIZE = ("llava-1.5-7b", "qwen2.5-vl-7b")
 BATCHES = (1, 8)
 CLOSE = 0.005
-WITHOUT_SHAPE = ("overheads", "startup", "before_after")
+WITHOUT_SHAPE = ("micro", "overheads", "startup", "before_after")
 
 
 def full_size_command(shape: str) -> str:

@@ -52,18 +52,22 @@ SECTIONS = (
         "Stages of one forward pass, marked by hooks where modules begin and end. *joining* is what lies between "
         "pictures and language model: plan, pool, rewrite, and what every model does there. In models whose connector "
         "is a part of the vision tower, it is counted with *vision* where it cannot be told apart. *by itself*: a "
-        "step on what it is given in a real call, ten times in a row. *decoding step*: what one more token costs.",
+        "step on what it is given in a real call, ten times in a row. *first token*: the sum of the stages. *first "
+        "token, all blocks*: the same where, in every round, the times of prefill and tower are multiplied by all "
+        "blocks over measured blocks; calculated, not measured, and a little too much for what lies around the "
+        "blocks. *decoding step*: what one more token costs.",
     ),
     Section(
         "micro",
         "Single operations",
         "Goal: a plan for 576 and for 1,280 tokens at batch 8 in less than 1 ms on an accelerator, with no wait but "
-        "that for the final lengths.",
+        "that for the final lengths. Times are of one call, out of ten in a row.",
     ),
     Section(
         "peers",
         "Other methods at the same number of tokens",
-        "All methods keep the same number of visual tokens of the same prompts and run in turns in one process.",
+        "All methods start from the same pixels, keep the same number of visual tokens and run in turns in one "
+        "process. Those that drop tokens inside the language model have the whole prompt in their first blocks.",
     ),
     Section(
         "growth",
@@ -82,7 +86,12 @@ SECTIONS = (
         "Building a corpus of token maps, sweeps of analyses and runs of lmms-eval, per picture, against a bare "
         "forward pass over the same pictures.",
     ),
-    Section("startup", "Start-up", "Time until a command or an import is ready, each in a fresh process."),
+    Section(
+        "startup",
+        "Start-up",
+        "Time until a command or an import is ready, each in a fresh process, in turns with a Python that does "
+        "nothing.",
+    ),
     Section(
         "before_after",
         "What was made faster",
@@ -201,10 +210,10 @@ def _details(record: Record, suite: str) -> str:
     """All rows of a suite, folded away where they are many."""
     if suite == "stages":
         return summary.stage_tables(record)
-    table = rows_table(record.of(suite))
-    if len(record.of(suite)) <= summary.LONG_TABLE:
-        return table
-    return f"<details><summary>All {len(record.of(suite))} rows</summary>\n\n{table}\n\n</details>"
+    table, count = rows_table(record.of(suite)), len(record.of(suite))
+    if count > summary.LONG_TABLE:
+        table = f"<details><summary>All {count} rows</summary>\n\n{table}\n\n</details>"
+    return f"{summary.peer_table(record)}\n\n{table}" if suite == "peers" else table
 
 
 def _links(figures: Mapping[str, Mapping[str, Sequence[str]]], record: Record, section: Section) -> Iterable[str]:

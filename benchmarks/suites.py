@@ -62,7 +62,7 @@ class Bench:
     def settings(self) -> dict[str, Any]:
         """Options that decide what is measured, as plain values."""
         names = ("batches", "images", "text_tokens", "reductions", "detail", "decoders", "rounds", "revision")
-        return {name: getattr(self, name) for name in names}
+        return {"device": self.clock.device.type, **{name: getattr(self, name) for name in names}}
 
     def inputs(self, batch: int) -> Inputs:
         """Make a batch of the run's kind."""

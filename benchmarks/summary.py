@@ -10,9 +10,9 @@ from dualstream.eval.result_tables import markdown_table
 from . import goals
 from .headline import CONTROL
 from .labels import ordered_ways, rate_title, short_title
-from .prefill import FULL
+from .prefill import FULL, LIMIT, OURS
 from .records import Record, Row
-from .stages import STAGES
+from .stages import FULL_DEPTH_SUM, STAGES
 from .tables import cell, rows_table, significant
 
 LONG_TABLE = 24  # rows of a table before it is folded away
@@ -27,9 +27,11 @@ GOALS = (
 def render(records: Sequence[Record]) -> str:
     """The summary: goals, ratios to the limit and to the whole prompt by reduction rate, and why goals are missed."""
     shown = [record for record in records if goals.compressed_rows(record)]
+    plans = [line for record in records for line in plan_lines(record)]
     if not shown:
-        return f"{GOALS}\n\nNo time to a first token has been measured yet."
-    parts = [GOALS, "\n".join(line for record in shown for line in verdict_lines(record))]
+        return "\n\n".join([GOALS, "No time to a first token has been measured yet.", *plans])
+    lines = [line for record in shown for line in verdict_lines(record)] + plans
+    parts = [GOALS, "\n".join(lines)]
     parts += ["Compressed against natively short, with 95 % intervals:", ratio_table(shown)]
     parts += ["The whole prompt against compressed (how many times faster the first token comes):", gain_table(shown)]
     missed = [line for record in shown for line in missed_lines(record)]
@@ -55,10 +57,36 @@ def verdict_lines(record: Record) -> list[str]:
         )
         parts.append(f"`{decoder}` {found} of {counts.total()}")
     lines = [f"- **{short_title(record)}**, ratio at most {limit:.2f}: {'; '.join(parts)}."]
+    lines += [f"  - {line}" for line in full_depth_lines(record)]
     for row in goals.joining_shares(record):
         if row["decoder"] == goals.CHEAP:
             lines.append(f"  - batch {row['batch']}: reading to rewriting takes {_share_words(record, row)}.")
     return lines
+
+
+def full_depth_lines(record: Record) -> list[str]:
+    """What the ratio would be with all blocks, if the model was cut: calculated, and said to be."""
+    rows = [row for row in record.of("stages") if row["stage"] == FULL_DEPTH_SUM and row["way"].startswith(OURS)]
+    limit, lines = goals.limit_of(record), []
+    for batch, rate in dict.fromkeys((row["batch"], row["reduction"]) for row in rows):
+        own = [row for row in rows if (row["batch"], row["reduction"]) == (batch, rate)]
+        found = ", ".join(
+            f"`{row['way'].removeprefix(OURS + ', ')}` {cell(row, 'ratio')} "
+            f"({goals.verdict(row['ratio_low'], row['ratio_high'], limit)})"
+            for row in own
+            if limit is not None
+        )
+        lines.append(f"with all blocks, calculated: batch {batch}, {rate_title(rate)}: {found}.")
+    return lines
+
+
+def plan_lines(record: Record) -> list[str]:
+    """A line per plan that has a goal."""
+    return [
+        f"- {record.name}: {row['way']}, {row['visual_tokens'] // goals.PLAN_BATCH:,} tokens x batch {row['batch']}: "
+        f"{cell(row, 'median_ms')} ms, {row['waits']} waits; goal {goals.PLAN_MS:g} ms: {row['verdict']}."
+        for row in goals.plan_rows(record)
+    ]
 
 
 def ratio_table(records: Sequence[Record]) -> str:
@@ -158,6 +186,26 @@ def stage_tables(record: Record) -> str:
         parts.append(markdown_table(["stage", *ways], lines))
     others = [row for row in rows if row["stage"] not in STAGES]
     return "\n\n".join([*parts, rows_table(others)] if others else parts)
+
+
+def peer_table(record: Record) -> str:
+    """Time and ratio to the limit of every method, with a column per batch and rate, beside counts of the first."""
+    rows = record.of("peers")
+    settings = list(dict.fromkeys((row["batch"], row["reduction"]) for row in rows))
+    lines = []
+    for way in dict.fromkeys(row["way"] for row in rows):
+        own = {(row["batch"], row["reduction"]): row for row in rows if row["way"] == way}
+        first = own.get(settings[0], {})
+        cells = [_peer_cell(own.get(setting)) for setting in settings]
+        lines.append([way, *(cell(first, name) for name in ("kv_bytes", "operations", "waits")), *cells])
+    head = ["method", "keys and values", "operations", "waits"]
+    head += [f"batch {batch}, {rate_title(rate)}" for batch, rate in settings]
+    note = f"Median ms and ratio to {LIMIT} [95 %]; bytes and counts at the first setting:"
+    return f"{note}\n\n{markdown_table(head, lines)}"
+
+
+def _peer_cell(row: Row | None) -> str:
+    return "" if row is None else f"{significant(row['median_ms'])}, {cell(row, 'ratio')}"
 
 
 def _stage_cell(row: Row | None) -> str:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from dualstream.benchmarks import command, goals, missing, report
 from dualstream.benchmarks.records import save
+from dualstream.benchmarks.suites import OTHER_SUITES, SUITES
 
 RATIOS = {0.16: (1.02, 1.01, 1.03), 0.28: (1.12, 1.05, 1.2), 0.49: (1.3, 1.25, 1.35)}
 
@@ -30,7 +31,7 @@ def test_an_interval_upside_down_is_refused():
 
 def test_the_summary_follows_the_intervals(make_record, by_hand):
     text = report.render([make_record(by_hand.headline(RATIOS) + by_hand.stages())])
-    title = "llava-1.5-7b, 4 of 32 blocks, tower 24 of 24, bfloat16, cpu"
+    title = "llava-1.5-7b, 4 of 32 blocks, bfloat16, cpu"
     assert f"- **{title}**, ratio at most 1.10: `pruned` met 1, undecided 1, missed 1 of 3." in text
     assert "| 1.020 [1.010, 1.030] met | 1.120 [1.050, 1.200] undecided | 1.300 [1.250, 1.350] missed |" in text
     assert (
@@ -146,3 +147,35 @@ def test_nothing_is_rendered_from_nothing(tmp_path):
     with pytest.raises(ValueError, match="has no finished record; measure first"):
         report.write_report(tmp_path, tmp_path / "BENCHMARKS.md")
     assert not (tmp_path / "BENCHMARKS.md").exists()
+
+
+def test_every_suite_has_a_section():
+    assert set(SUITES) <= {section.suite for section in report.SECTIONS}
+    assert set(OTHER_SUITES) <= set(missing.WITHOUT_SHAPE)
+
+
+def test_plans_are_judged_on_an_accelerator_only(make_record, by_hand):
+    rows = [by_hand.time("micro", "plan, rle", ms, batch=8, visual_tokens=4608, waits=2) for ms in (0.5, 1.0, 2.0)]
+    rows.append(by_hand.time("micro", "plan, rle", 9.0, batch=1, waits=2))
+    record = make_record(rows, shape=None, settings={"device": "cuda"})
+    text = report.render([record])
+    assert "- by-hand: plan, rle, 576 tokens x batch 8: 0.500 [0.450, 0.550] ms, 2 waits; goal 1 ms: met." in text
+    assert [row["verdict"] for row in goals.plan_rows(record)] == ["met", "undecided", "missed"]
+    assert goals.plan_rows(make_record(rows, shape=None, settings={"device": "cpu"})) == []
+
+
+def test_peers_stand_side_by_side(make_record, by_hand):
+    found = {"ratio": 1.25, "ratio_low": 1.0, "ratio_high": 1.5, "ratio_to": "native short", "waits": 7}
+    rows = [by_hand.time("peers", "a", 10.0, **found), by_hand.time("peers", "a", 80.0, batch=8, **found)]
+    rows.append(by_hand.time("peers", "b", 20.0, batch=8, **found))
+    text = report.render([make_record(rows)])
+    assert "| method | keys and values | operations | waits | batch 1, 49 % fewer | batch 8, 49 % fewer |" in text
+    assert "| a |  |  | 7 | 10.0, 1.250 [1.000, 1.500] | 80.0, 1.250 [1.000, 1.500] |" in text
+    assert "| b |  |  |  |  | 20.0, 1.250 [1.000, 1.500] |" in text
+
+
+def test_all_blocks_are_said_to_be_calculated(make_record, by_hand):
+    row = by_hand.time("stages", "compressed, pruned", 10.0, stage="first token, all blocks")
+    row |= {"ratio": 1.2, "ratio_low": 1.15, "ratio_high": 1.25, "ratio_to": "native short"}
+    text = report.render([make_record([*by_hand.headline(RATIOS), *by_hand.stages(), row])])
+    assert "  - with all blocks, calculated: batch 1, 49 % fewer: `pruned` 1.200 [1.150, 1.250] (missed)." in text
