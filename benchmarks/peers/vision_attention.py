@@ -91,15 +91,15 @@ def received_attention(task: Task, whole_tower_eager: bool = False) -> tuple[Any
         eager(others) if whole_tower_eager else nullcontext(),
     ):
         output = task.encoded()
-    shape = (task.blocks, -1, 3, attention.num_heads, attention.head_dim)
+    heads = (attention.num_heads, attention.head_dim)
     cos, sin = (part[:, None] for part in seen["attention_inputs"]["position_embeddings"])
-    query, key, _ = seen["qkv"].view(-1, *shape[2:]).unbind(1)
+    query, key, _ = seen["qkv"].view(-1, 3, *heads).unbind(1)
     query, key = (rotated(part.float(), cos, sin).to(part.dtype) for part in (query, key))
-    query, key = (part.view(task.blocks, -1, *shape[3:]) for part in (query, key))
+    query, key = (part.view(task.blocks, -1, *heads) for part in (query, key))
     received = torch.zeros(query.shape[:2], device=query.device)
     for head in range(attention.num_heads):
         scores = query[:, :, head] @ key[:, :, head].mT * attention.scaling
-        received += scores.softmax(-1, dtype=torch.float32).mean(1)
+        received += scores.softmax(-1, dtype=torch.float32).mean(1) / attention.num_heads
     return output, per_cell(task, received[..., None])[..., 0], per_cell(task, key.mean(2))
 
 
