@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,19 @@ spec.loader.exec_module(loopback_hub)
 @pytest.fixture
 def hub(monkeypatch):
     """A running Hub, which the real client of this process talks to."""
+    with _serving(monkeypatch) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def module_hub():
+    """The same for all tests of a file."""
+    with pytest.MonkeyPatch.context() as patch, _serving(patch) as server:
+        yield server
+
+
+@contextmanager
+def _serving(monkeypatch):
     from huggingface_hub import constants, hf_api
     from huggingface_hub.utils import close_session
     from transformers.utils import hub as transformers_hub

@@ -118,15 +118,41 @@ def stand_in(page, folder, stock_files):
         stock_files(default_model_path("tiny-llava" if page.startswith("llava") else "tiny-qwen2-vl"), folder)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("page", PAGES)
-def test_the_commands_of_a_recipe_lead_to_a_release(page, hub, stock_files, tmp_path):
+@pytest.fixture(scope="module")
+def run_page(module_hub, tmp_path_factory):
+    """Function (folder, commands) -> runs the commands there, in a process that serves all pages."""
     for module in ("lmms_eval", "trl"):
         if importlib.util.find_spec(module) is None:
             pytest.skip(f"{module} is not installed")
+    home = tmp_path_factory.mktemp("home")
+    environment = {
+        "PATH": os.environ["PATH"], "HOME": str(home), "HF_HOME": str(home / "hf"), "HF_ENDPOINT": module_hub.url,
+        "HF_HUB_DISABLE_XET": "1", "HF_TOKEN": "hf_local", "OMP_NUM_THREADS": "1", "DUALSTREAM_SCENES": "8",
+        "ACCELERATE_USE_CPU": "true", "CI": "1",
+    }  # fmt: skip
+    log, script = home / "log.txt", Path(__file__).with_name("run_commands.py")
+    with log.open("w") as stderr, subprocess.Popen(
+        [sys.executable, str(script)],
+        env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, text=True,
+    ) as process:  # fmt: skip
+
+        def run(folder, commands):
+            process.stdin.write(json.dumps({"folder": str(folder), "commands": commands}) + "\n")
+            process.stdin.flush()
+            answer = process.stdout.readline()
+            assert answer == "\n", (answer or "the process ended") + log.read_text()[-4000:]
+
+        yield run
+        process.stdin.close()
+    shutil.rmtree(home)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", PAGES)
+def test_the_commands_of_a_recipe_lead_to_a_release(page, run_page, module_hub, stock_files, tmp_path):
     from huggingface_hub import HfApi
 
-    settings = settings_of(page)
+    settings, hub = settings_of(page), module_hub
     stand_in(page, tmp_path / "stock", stock_files)
     api = HfApi(endpoint=hub.url, token="hf_local")
     api.create_repo(settings["MODEL"])
@@ -134,25 +160,13 @@ def test_the_commands_of_a_recipe_lead_to_a_release(page, hub, stock_files, tmp_
     photos(tmp_path / settings["PHOTOS"], range(16))
     photos(tmp_path / settings["TEST_PHOTOS"], range(1_100_000_000, 1_100_000_004))
     changed = {name: value for name, value in SMALL.items() if name in settings} | SIZES[page]
-    environment = {
-        "PATH": os.environ["PATH"], "HOME": str(tmp_path), "HF_HOME": str(tmp_path / "hf"), "HF_ENDPOINT": hub.url,
-        "HF_HUB_DISABLE_XET": "1", "HF_TOKEN": "hf_local", "OMP_NUM_THREADS": "1", "DUALSTREAM_SCENES": "8",
-        "ACCELERATE_USE_CPU": "true", "CI": "1",
-    }  # fmt: skip
-    script = Path(__file__).with_name("run_commands.py")
-    finished = subprocess.run(
-        [sys.executable, str(script)],
-        input=json.dumps(commands_of(page, **changed)),
-        env=environment, cwd=tmp_path, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert finished.returncode == 0, finished.stderr[-4000:] + finished.stdout[-1000:]
+    run_page(tmp_path, commands_of(page, **changed))
     stored = hub.files(settings["REPO"], revision="v0.1.0")
     whole = page == "qwen2.5-vl"
     assert ("model.safetensors" in stored) == whole and ("visual_decoder.safetensors" in stored) != whole
     card = stored["README.md"].decode()
     assert f"base_model: {settings['MODEL']}" in card and "### Benchmarks" in card and "### Visual decoder" in card
     assert f'"{settings["REPO"]}", revision="v0.1.0"' in card and str(tmp_path) not in card
-    shutil.rmtree(tmp_path / "hf")
 
 
 @pytest.mark.parametrize("page", PAGES)
