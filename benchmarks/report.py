@@ -151,7 +151,7 @@ def write_report(folder: str | Path, target: str | Path) -> list[Path]:
         name: {suite: [os.path.relpath(path.resolve(), start) for path in paths] for suite, paths in suites.items()}
         for name, suites in drawn.items()
     }
-    text = render(finished, unfinished, links, remarks)
+    text = render(finished, unfinished, links, remarks, os.path.relpath(folder.resolve(), start))
     with atomic_file(target) as file:
         file.write(text.encode())
     return [target, *(path for suites in drawn.values() for paths in suites.values() for path in paths)]
@@ -162,6 +162,7 @@ def render(
     unfinished: Sequence[Record] = (),
     figures: Mapping[str, Mapping[str, Sequence[str]]] | None = None,
     remarks: Mapping[str, str] | None = None,
+    source: str = "docs/speed",
 ) -> str:
     """Return the report as Markdown.
 
@@ -170,11 +171,12 @@ def render(
         unfinished: runs that were stopped half-way; they are named, not shown.
         figures: links by record and suite.
         remarks: by suite, see ``write_report``.
+        source: link to the folder of the records.
     """
     parts = [
         "# Benchmarks",
-        "Rendered by `dualstream bench --report` from the records in `docs/speed`; not written by hand. "
-        "What is not in a record is not here.",
+        f"Rendered by `dualstream bench --report` from [the records of runs]({source}); what is not in a record is "
+        "not here.",
         "## Summary",
         summary.render(records),
     ]

@@ -3,12 +3,14 @@
 import argparse
 import re
 import shlex
+import shutil
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from dualstream.benchmarks import command, goals, missing, report
+from dualstream.benchmarks.machine import ROOT
 from dualstream.benchmarks.records import save
 from dualstream.benchmarks.suites import OTHER_SUITES, SUITES
 
@@ -179,3 +181,14 @@ def test_all_blocks_are_said_to_be_calculated(make_record, by_hand):
     row |= {"ratio": 1.2, "ratio_low": 1.15, "ratio_high": 1.25, "ratio_to": "native short"}
     text = report.render([make_record([*by_hand.headline(RATIOS), *by_hand.stages(), row])])
     assert "  - with all blocks, calculated: batch 1, 49 % fewer: `pruned` 1.200 [1.150, 1.250] (missed)." in text
+
+
+def test_the_report_in_the_repository_is_that_of_its_records(tmp_path):
+    committed = ROOT / "BENCHMARKS.md"
+    if not committed.exists():
+        pytest.skip("nothing has been measured yet")
+    shutil.copytree(ROOT / "docs" / "speed", tmp_path / "docs" / "speed")
+    written = report.write_report(tmp_path / "docs" / "speed", tmp_path / "BENCHMARKS.md")
+    assert written[0].read_text() == committed.read_text(), "run `dualstream bench --report` and commit what it writes"
+    for path in written[1:]:
+        assert (ROOT / path.relative_to(tmp_path)).is_file(), path.name
