@@ -78,9 +78,7 @@ def open_bench(args: argparse.Namespace, with_model: bool, progress: Callable[[]
     name = args.shape or "tiny"
     shape = shape_named(name)
     _check_numbers(args)
-    device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device={args.device!r}, but there is no CUDA device here; choose cpu")
+    device = _device(args.device)
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     dtype = _dtype(args.dtype, shape.is_toy and device.type == "cpu")
@@ -89,10 +87,8 @@ def open_bench(args: argparse.Namespace, with_model: bool, progress: Callable[[]
     if with_model:
         model = build_model(name, args.layers, args.vision_layers, dtype=dtype, device=device)
         make_inputs(model, image_size)  # a picture that does not suit the tower is refused before any suite begins
-    depth = "".join(f"-{key}{value}" for key, value in (("l", args.layers), ("v", args.vision_layers)) if value)
-    model_name = f"{name}{depth}-{device.type}-{str(dtype).removeprefix('torch.')}"
     return Bench(
-        name=args.name or (model_name if with_model else "-".join(args.suites)),
+        name=args.name or _record_name(args, name, device, dtype, with_model),
         shape_name=name,
         model=model,
         image_size=image_size,
@@ -108,6 +104,30 @@ def open_bench(args: argparse.Namespace, with_model: bool, progress: Callable[[]
         revision=args.revision,
         shape=None if model is None else describe_model(model, name, image_size),
     )
+
+
+def _record_name(
+    args: argparse.Namespace, shape: str, device: torch.device, dtype: torch.dtype, with_model: bool
+) -> str:
+    """Name a record after all that makes it another measurement, so that runs do not replace each other's."""
+    suites = args.suites or []
+    if not with_model:
+        return "-".join([*suites, device.type])
+    parts = [shape, device.type, str(dtype).removeprefix("torch.")]
+    parts += [f"{key}{value}" for key, value in (("l", args.layers), ("v", args.vision_layers)) if value]
+    parts += [part for part in (args.image_size, f"{args.images}images" if args.images > 1 else None) if part]
+    return "-".join([*parts, *suites])
+
+
+def _device(name: str | None) -> torch.device:
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f"--device {name!r} cannot be used here: {str(error).splitlines()[0]}; choose cpu") from error
+    return device
 
 
 def _check_numbers(args: argparse.Namespace) -> None:

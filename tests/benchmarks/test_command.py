@@ -29,7 +29,7 @@ def test_measures_records_and_reports(tmp_path, capsys):
     command = [*SMALL, "--suites", "headline", "--batch", "1", "2", "--out", str(out), "--report", str(page), "--json"]
     assert main(command) == 0
     payload = json.loads(capsys.readouterr().out)
-    record = json.loads((out / "tiny-l1-v1-cpu-float32.json").read_text())
+    record = json.loads((out / "tiny-cpu-float32-l1-v1-headline.json").read_text())
     assert payload["rows"] == record["rows"] and len(record["rows"]) == 2 * 4
     assert {row["batch"] for row in record["rows"]} == {1, 2}
     assert record["shape"]["layers"] == 1 and record["shape"]["full_layers"] == 4 and record["shape"]["is_reduced"]
@@ -58,13 +58,13 @@ def test_stopped_run_goes_on_after_its_last_suite(tmp_path, monkeypatch):
     command = [*SMALL, "--suites", "headline", "stages", "--out", str(tmp_path)]
     with pytest.raises(KeyboardInterrupt):
         main(command)
-    assert [path.name for path in tmp_path.iterdir()] == ["tiny-l1-v1-cpu-float32.unfinished.json"]
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny-cpu-float32-l1-v1-headline-stages.unfinished.json"]
     monkeypatch.setitem(
         suites.SUITES, "stages", lambda bench: ran.append("stages") or [{"suite": "stages", "way": "x"}]
     )
     assert main(command) == 0
     assert ran == ["headline", "stages", "stages"]
-    record = json.loads((tmp_path / "tiny-l1-v1-cpu-float32.json").read_text())
+    record = json.loads((tmp_path / "tiny-cpu-float32-l1-v1-headline-stages.json").read_text())
     assert set(record["suites"]) == {"headline", "stages"} and len(list(tmp_path.iterdir())) == 1
 
 
@@ -80,6 +80,8 @@ def test_stopped_run_goes_on_after_its_last_suite(tmp_path, monkeypatch):
         (["--detail", "0"], "--detail"),
         (["--decoders", "cubic"], "--decoders cubic is unknown; choose from pruned"),
         (["--dtype", "int3"], "--dtype 'int3' is unknown"),
+        (["--device", "cuda:99"], "--device 'cuda:99' cannot be used here"),
+        (["--device", "abacus"], "--device 'abacus' cannot be used here"),
         (["--image-size", "big"], "--image-size 'big' must be HEIGHTxWIDTH"),
         (["--image-size", "100x100"], "does not suit a tower of 336x336"),
     ],
