@@ -9,10 +9,11 @@ import yaml
 from safetensors import safe_open
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from dualstream.eval.result_tables import arm_table, cell_table, kind_table
 from dualstream.eval.scene_questions import answer_items, draw_items
 from dualstream.modeling import default_model_path
 from dualstream.train.tiny import TinyTrainer, load_config
-from dualstream.train.tiny_card import measure_cells
+from dualstream.train.tiny_card import decoder_section, measure_cells
 
 NAMES = {"tiny-llava": "llava", "tiny-qwen2-vl": "qwen2_vl"}
 LEAST_ACCURACY = {"tiny-llava": 0.9, "tiny-qwen2-vl": 0.8}
@@ -56,6 +57,15 @@ def test_card_is_valid_and_complete(checkpoint):
     figures = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
     assert {row["arm"] for row in figures["arms"]} >= {"full", "rle", "rle_drop_top1", "rle_drop_top2"}
     assert "$" not in text and "read-out objective" in text.lower()
+
+
+def test_figures_of_the_card_are_those_of_the_records(checkpoint):
+    folder = checkpoint[0]
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    figures = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
+    for table in (kind_table(figures["arms"]), arm_table(figures["arms"]), cell_table(figures["cells"])):
+        assert table in text
+    assert decoder_section(folder / "distillation.json") in text
 
 
 @pytest.mark.slow
