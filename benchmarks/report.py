@@ -14,8 +14,8 @@ from . import summary
 from .figures import draw
 from .labels import short_title
 from .missing import missing_section
+from .pivots import details
 from .records import Record, load_folder
-from .tables import rows_table
 
 FIGURES = "figures"
 
@@ -78,7 +78,8 @@ SECTIONS = (
     Section(
         "memory",
         "Memory",
-        "Bytes of keys and values, peak of what one prompt allocates, and the largest batch in a fixed budget.",
+        "Bytes of keys and values of a row, and the largest batch in a fixed budget: calculated for the whole model, "
+        "also where a run measured a shorter one. *check* sets the formulas against measured peaks.",
     ),
     Section(
         "overheads",
@@ -204,18 +205,8 @@ def _section(
     for record in shown:
         parts.append(f"### {short_title(record)} (`{record.name}`)" if len(shown) > 1 else f"`{record.name}`")
         parts += [f"![{section.title}: {short_title(record)}]({link})" for link in _links(figures, record, section)]
-        parts.append(_details(record, section.suite))
+        parts.append(details(record, section.suite))
     return parts
-
-
-def _details(record: Record, suite: str) -> str:
-    """All rows of a suite, folded away where they are many."""
-    if suite == "stages":
-        return summary.stage_tables(record)
-    table, count = rows_table(record.of(suite)), len(record.of(suite))
-    if count > summary.LONG_TABLE:
-        table = f"<details><summary>All {count} rows</summary>\n\n{table}\n\n</details>"
-    return f"{summary.peer_table(record)}\n\n{table}" if suite == "peers" else table
 
 
 def _links(figures: Mapping[str, Mapping[str, Sequence[str]]], record: Record, section: Section) -> Iterable[str]:

@@ -1,4 +1,4 @@
-"""The tables of the report that put rows side by side: the goals, the stages, and words for what was reached."""
+"""The summary of the report: goals, words for what was reached, and where the time goes where a goal is missed."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ from dualstream.eval.result_tables import markdown_table
 
 from . import goals
 from .headline import CONTROL
-from .labels import ordered_ways, rate_title, short_title
-from .prefill import FULL, LIMIT, OURS
+from .labels import rate_title, short_title
+from .prefill import FULL, OURS
 from .records import Record, Row
-from .stages import FULL_DEPTH_SUM, STAGES
-from .tables import cell, rows_table, significant
+from .stages import FULL_DEPTH_SUM
+from .tables import cell, significant
 
-LONG_TABLE = 24  # rows of a table before it is folded away
 GOALS = (
     f"Goals: time to the first token of a compressed prompt at most {goals.LIMITS['cuda']:.2f} times that of the same "
     f"model given the short prompt natively on a GPU at 7B shapes, {goals.LIMITS['cpu']:.2f} on a CPU; reading with "
@@ -168,48 +167,6 @@ def joining_table(records: Sequence[Record]) -> str:
         "prefill multiplied by all blocks over measured blocks: calculated, not measured."
     )
     return f"{note}\n\n{markdown_table(head, lines)}"
-
-
-def stage_tables(record: Record) -> str:
-    """Stages of a pass in rows and ways in columns, for every batch and rate; then the other timings."""
-    rows, parts = record.of("stages"), []
-    passes = [row for row in rows if row["stage"] in STAGES]
-    for batch, rate in dict.fromkeys((row["batch"], row["reduction"]) for row in passes):
-        own = {(row["way"], row["stage"]): row for row in passes if (row["batch"], row["reduction"]) == (batch, rate)}
-        ways = ordered_ways(record, (way for way, _ in own))
-        lines = [
-            [stage, *(_stage_cell(own.get((way, stage))) for way in ways)]
-            for stage in STAGES
-            if any((way, stage) in own for way in ways)
-        ]
-        parts.append(f"Batch {batch}, {rate_title(rate)}; median ms [quartiles], share of the way:")
-        parts.append(markdown_table(["stage", *ways], lines))
-    others = [row for row in rows if row["stage"] not in STAGES]
-    return "\n\n".join([*parts, rows_table(others)] if others else parts)
-
-
-def peer_table(record: Record) -> str:
-    """Time and ratio to the limit of every method, with a column per batch and rate, beside counts of the first."""
-    rows = record.of("peers")
-    settings = list(dict.fromkeys((row["batch"], row["reduction"]) for row in rows))
-    lines = []
-    for way in dict.fromkeys(row["way"] for row in rows):
-        own = {(row["batch"], row["reduction"]): row for row in rows if row["way"] == way}
-        first = own.get(settings[0], {})
-        cells = [_peer_cell(own.get(setting)) for setting in settings]
-        lines.append([way, *(cell(first, name) for name in ("kv_bytes", "operations", "waits")), *cells])
-    head = ["method", "keys and values", "operations", "waits"]
-    head += [f"batch {batch}, {rate_title(rate)}" for batch, rate in settings]
-    note = f"Median ms and ratio to {LIMIT} [95 %]; bytes and counts at the first setting:"
-    return f"{note}\n\n{markdown_table(head, lines)}"
-
-
-def _peer_cell(row: Row | None) -> str:
-    return "" if row is None else f"{significant(row['median_ms'])}, {cell(row, 'ratio')}"
-
-
-def _stage_cell(row: Row | None) -> str:
-    return "" if row is None else f"{cell(row, 'median_ms')}, {100 * row['share']:.1f} %"
 
 
 def _judged(record: Record, row: Row) -> str:

@@ -13,9 +13,12 @@ Row = Mapping[str, Any]
 MIB, GIB = 2**20, 2**30
 HIDDEN = ("suite", "seed")  # known from where the table stands
 # Columns with these names (or these endings) are shares, printed in percent.
-SHARES = ("reduction", "share", "share_of_prefill")
+SHARES = ("reduction", "share", "share_of_prefill", "error")
 # Labels, in this order, come first; everything else follows as the rows have it.
 FIRST = (
+    "model",
+    "job",
+    "axis",
     "way",
     "decoder",
     "stage",
@@ -80,7 +83,8 @@ def title(name: str, rows: Sequence[Row] = ()) -> str:
     """Head of a column; that of a ratio says to what, if it is the same in all rows."""
     if name == "ratio":
         others = _values(rows, name + "_to")
-        return f"ratio to {others.pop()} [95 %]" if len(others) == 1 else "ratio [95 %]"
+        spread = " [95 %]" if _values(rows, name + "_low") else ""
+        return f"ratio to {others.pop()}{spread}" if len(others) == 1 else f"ratio{spread}"
     if name in TITLES:
         return TITLES[name]
     plain = name.removesuffix("_bytes") if name.endswith("_bytes") else name
@@ -119,7 +123,8 @@ def number(value: Any, name: str = "") -> str:
         return size(value)
     if name.endswith("ratio") or name == "speedup":
         return f"{value:.3f}"
-    return f"{value:,}" if isinstance(value, int) else significant(value)
+    whole = isinstance(value, int) or (value.is_integer() and not name.endswith("ms"))
+    return f"{int(value):,}" if whole else significant(value)
 
 
 def significant(value: float) -> str:
@@ -133,6 +138,8 @@ def significant(value: float) -> str:
 
 def size(count: float) -> str:
     """Bytes in a unit that a person reads."""
+    if not count:
+        return "0"
     if count >= GIB:
         return f"{count / GIB:.2f} GiB"
     return f"{count / MIB:.2f} MiB" if count >= MIB / 10 else f"{count / 1024:.1f} KiB"

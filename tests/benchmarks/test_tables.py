@@ -46,7 +46,7 @@ def test_spreads_stand_behind_their_figures():
 def test_several_references_of_a_ratio_have_a_column():
     rows = [{"way": "a", "ratio": 2.0, "ratio_to": "x"}, {"way": "b", "ratio": 3.0, "ratio_to": "y"}]
     assert [row["ratio to"] for row in cells(rows_table(rows))] == ["x", "y"]
-    assert [row["ratio [95 %]"] for row in cells(rows_table(rows))] == ["2.000", "3.000"]
+    assert [row["ratio"] for row in cells(rows_table(rows))] == ["2.000", "3.000"]
 
 
 def test_settings_that_are_the_same_everywhere_are_said_once():
@@ -71,3 +71,12 @@ def test_what_is_no_cell_is_left_out_and_pipes_do_not_break_the_table():
 @given(st.integers(0, 10**9))
 def test_counts_are_exact(value):
     assert int(number(value).replace(",", "")) == value
+
+
+def test_whole_numbers_have_no_fraction_but_times_do():
+    assert number(64.0, "visual_tokens") == "64" and number(8.0, "median_ms") == "8.00"
+    assert size(0) == "0"
+
+
+def test_a_ratio_without_an_interval_promises_none():
+    assert cells(rows_table([{"way": "a", "ratio": 2.0, "ratio_to": "b"}])) == [{"way": "a", "ratio to b": "2.000"}]

@@ -1,0 +1,45 @@
+"""Rows side by side: every figure in its own cell, kinds of rows in tables of their own."""
+
+from dualstream.benchmarks.pivots import batch_table, details, kind_tables, stage_tables
+
+
+def test_stages_are_rows_and_ways_are_columns(make_record, by_hand):
+    table = stage_tables(make_record(by_hand.stages(prefill=400.0)))
+    assert "Batch 1, 49 % fewer; median ms [quartiles], share of the way:" in table
+    assert "| stage | uncompressed | native short | compressed, pruned |" in table
+    assert "| prefill | 400 [360, 440], 50.0 % | 200 [180, 220], 50.0 % | 200 [180, 220], 50.0 % |" in table
+    assert "| by itself | plan | 0.500 [0.450, 0.550] |" in table
+
+
+def test_batches_by_budget(make_record):
+    same = {"suite": "memory", "kind": "largest batch", "prefill": "p", "ratio_to": "uncompressed"}
+    names = ("way", "reduction", "budget_gib", "batch", "ratio", "kept_tokens")
+    rows = [
+        {**same, **dict(zip(names, values, strict=True)), "kv_bytes": values[-1] * 2**20}
+        for values in (
+            ("uncompressed", 0.0, 24.0, 0, None, 576),
+            ("uncompressed", 0.0, 80.0, 40, 1.0, 576),
+            ("compressed, pruned", 0.49, 24.0, 3, None, 294),
+            ("compressed, pruned", 0.49, 80.0, 70, 1.75, 294),
+        )
+    ]
+    table = batch_table(make_record(rows))
+    head = "| way | fewer visual tokens % | kept | keys and values of a row | 24 GiB, p | 80 GiB, p |"
+    assert head in table
+    assert "| uncompressed | 0 | 576 | 576.00 MiB | 0 | 40 (1.00 x) |" in table
+    assert "| compressed, pruned | 49 | 294 | 294.00 MiB | 3 | 70 (1.75 x) |" in table
+
+
+def test_memory_without_batches_has_its_other_rows(make_record):
+    found = details(make_record([{"suite": "memory", "kind": "check", "way": "a", "error": -0.02}]), "memory")
+    assert found.startswith("Check:")
+    assert "| a | -2.00 |" in found and "Largest batch" not in found
+
+
+def test_kinds_have_tables_of_their_own_and_long_ones_are_folded():
+    rows = [{"kind": "point", "way": f"w{n}", "x": n} for n in range(3)] + [{"kind": "fit", "way": "w", "slope": 2.5}]
+    points, fit = kind_tables(rows, longest=2)
+    assert points.startswith("<details><summary>Point: 3 rows</summary>") and "slope" not in points
+    assert fit.startswith("Fit:\n\n| way | slope |")
+    assert kind_tables(rows)[0].startswith("Point:\n\n| way | x |")
+    assert kind_tables([{"way": "a", "x": 1}]) == ["| way | x |\n| --- | --- |\n| a | 1 |"]
