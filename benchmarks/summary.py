@@ -31,7 +31,10 @@ def render(records: Sequence[Record]) -> str:
         return "\n\n".join([GOALS, "No time to a first token has been measured yet.", *plans])
     lines = [line for record in shown for line in verdict_lines(record)] + plans
     parts = [GOALS, "\n".join(lines)]
-    parts += ["Compressed against natively short, with 95 % intervals:", ratio_table(shown)]
+    parts += [
+        f"Compressed against natively short, n = {_rounds(shown)} rounds, with 95 % intervals:",
+        ratio_table(shown),
+    ]
     parts += ["The whole prompt against compressed (how many times faster the first token comes):", gain_table(shown)]
     missed = [line for record in shown for line in missed_lines(record)]
     parts.append(control_line(shown))
@@ -167,6 +170,12 @@ def joining_table(records: Sequence[Record]) -> str:
         "prefill multiplied by all blocks over measured blocks: calculated, not measured."
     )
     return f"{note}\n\n{markdown_table(head, lines)}"
+
+
+def _rounds(records: Sequence[Record]) -> str:
+    """Numbers of rounds behind the figures of a table."""
+    found = sorted({row["rounds"] for record in records for row in goals.compressed_rows(record)})
+    return str(found[0]) if len(found) == 1 else f"{found[0]} to {found[-1]}"
 
 
 def _judged(record: Record, row: Row) -> str:

@@ -42,6 +42,7 @@ def test_the_summary_follows_the_intervals(make_record, by_hand):
         "rewrite 0.250."
     ) in text
     assert "misses it in 0 of 3 settings" in text
+    assert "natively short, n = 9 rounds, with" in text
 
 
 def test_the_goal_is_that_of_the_device(make_record, by_hand):
