@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
 
-CONTROL_SOURCES = ("translated", "random")
-
 
 def summarize(table: pa.Table, seed: int = 0) -> dict[str, Any]:
     """All figures of a run.

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 AREA = (1000.0, 2000.0)  # square pixels of the original picture, both ends excluded
 MOST_ANNOTATIONS = 3
-RANDOM_COUNTS = (5, 10, 20, 40, 60, 100, 250)
 LENGTHS = {"generative": 200, "polling": 10, "vqa": 1}
 
 
