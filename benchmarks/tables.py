@@ -10,7 +10,7 @@ from dualstream.eval.result_tables import markdown_table
 
 Row = Mapping[str, Any]
 
-MIB, GIB = 2**20, 2**30
+MIB, GIB, GIGA = 2**20, 2**30, 1e9
 HIDDEN = ("suite", "seed")  # known from where the table stands
 # Columns with these names (or these endings) are shares, printed in percent.
 SHARES = ("reduction", "share", "share_of_prefill", "error")
@@ -43,7 +43,7 @@ TITLES = {
     "kv_bytes": "keys and values",
     "peak_bytes": "peak memory",
     "waits": "waits",
-    "flops": "FLOPs",
+    "flops": "GFLOP",
 }
 
 
@@ -119,6 +119,8 @@ def number(value: Any, name: str = "") -> str:
         return f"{100 * value:.3g}"
     if _is_share(name):
         return significant(100 * value)
+    if name == "flops":
+        return significant(value / GIGA)
     if name.endswith("bytes"):
         return size(value)
     if name.endswith("ratio") or name == "speedup":

@@ -76,6 +76,7 @@ def test_counts_are_exact(value):
 def test_whole_numbers_have_no_fraction_but_times_do():
     assert number(64.0, "visual_tokens") == "64" and number(8.0, "median_ms") == "8.00"
     assert size(0) == "0"
+    assert number(1_500_000_000, "flops") == "1.50"
 
 
 def test_a_ratio_without_an_interval_promises_none():
