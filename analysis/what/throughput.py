@@ -47,12 +47,12 @@ def measure(
     """
     model = lenses.model
     layers, blocks = (len(part(model)) for part in (family_of(model).llm_blocks, family_of(model).vision_blocks))
-    prepared = [_inputs(model, processor, batch) for batch in batches(images, batch_size)]
+    prepared = [reading_inputs(model, processor, batch) for batch in batches(images, batch_size)]
     depths = list(range(blocks + 1))
     ways = {
-        ONE_PASS: (_one_pass, layers),
-        "one pass, half of the language model": (_one_pass, layers // 2),
-        SLOW: (_full_forwards, layers),
+        ONE_PASS: (read_in_one_pass, layers),
+        "one pass, half of the language model": (read_in_one_pass, layers // 2),
+        SLOW: (read_by_full_forwards, layers),
     }
     for read, depth in ways.values():
         read(lenses, prepared[0], depths[-1:], depth)  # warm up
@@ -93,11 +93,12 @@ def measure(
 def peak_memory(lenses: Lenses, inputs: Any, depths: Sequence[int], llm_depth: int) -> int:
     """Peak of bytes in live tensors that a reading makes beyond weights and inputs."""
     with _PeakBytes() as counted:
-        _one_pass(lenses, inputs, depths, llm_depth)
+        read_in_one_pass(lenses, inputs, depths, llm_depth)
     return counted.peak
 
 
-def _inputs(model: Any, processor: Any, images: Sequence[Image]) -> Any:
+def reading_inputs(model: Any, processor: Any, images: Sequence[Image]) -> Any:
+    """A batch on the model's device, every image with the prompt that readings are made with."""
     inputs = build_inputs(processor, list(images), [READING_PROMPT] * len(images))
     inputs.pop("compression", None)
     return inputs.to(model.device)
@@ -110,7 +111,8 @@ def _clock(model: Any) -> float:
     return time.perf_counter()
 
 
-def _one_pass(lenses: Lenses, inputs: Any, depths: Sequence[int], llm_depth: int) -> dict[int, torch.Tensor]:
+def read_in_one_pass(lenses: Lenses, inputs: Any, depths: Sequence[int], llm_depth: int) -> dict[int, torch.Tensor]:
+    """The best word of every cell after several vision depths, by one pass of the tower: depth -> ids (N,)."""
     found: dict[int, torch.Tensor] = {}
 
     def read(step: Step, states: torch.Tensor) -> None:
@@ -125,7 +127,8 @@ class _Enough(Exception):
 
 
 @torch.no_grad()
-def _full_forwards(lenses: Lenses, inputs: Any, depths: Sequence[int], _: int) -> dict[int, torch.Tensor]:
+def read_by_full_forwards(lenses: Lenses, inputs: Any, depths: Sequence[int], _: int) -> dict[int, torch.Tensor]:
+    """The same by the stock model on the whole prompt, a tower and a forward pass per depth."""
     model, found = lenses.model, {}
     image = inputs["input_ids"] == family_of(model).image_token_id(model.config)
     for depth in depths:

@@ -69,12 +69,7 @@ def measure_throughput(
         two by every one of `CLOCKS`: the median over rounds with its 95 % bootstrap interval, and the range.
     """
     part = FirstItems(source, images)
-    batches = [batch.inputs for batch in _batches(part, reader, options) if batch.inputs is not None]
-    ways: dict[str, Callable[[], None]] = {
-        FORWARD: lambda: _run([*batches], reader),
-        BARE: lambda: _run((batch.inputs for batch in _batches(part, reader, options)), reader),
-        BUILD: lambda: _build(part, reader, options),
-    }
+    ways = ways_through(part, reader, options)
     seconds: dict[str, list[list[float]]] = {mode: [] for mode in MODES}
     for number in range(-1, rounds):
         for place in range(len(MODES)):
@@ -94,6 +89,16 @@ def measure_throughput(
             for other in (BARE, FORWARD)
         },
         "seconds": {mode: [[round(value, 3) for value in timing] for timing in seconds[mode]] for mode in MODES},
+    }
+
+
+def ways_through(source: ImageSource, reader: MapReader, options: BuildOptions) -> dict[str, Callable[[], None]]:
+    """The three ways of ``measure_throughput`` through all pictures of a source, as functions to time."""
+    batches = [batch.inputs for batch in _batches(source, reader, options) if batch.inputs is not None]
+    return {
+        FORWARD: lambda: _run([*batches], reader),
+        BARE: lambda: _run((batch.inputs for batch in _batches(source, reader, options)), reader),
+        BUILD: lambda: _build(source, reader, options),
     }
 
 
