@@ -64,8 +64,13 @@ def compressing(
     if config is None and isinstance(method, str) and not method.startswith(PAPER_PREFIX):
         config = CompressionConfig(method, pooling, position_policy, wrap_rows)
     config = CompressionConfig.from_any(method if config is None else config)
-    override = CompressionOverride(config, _usable_decoder(inner, decoder, tokenizer, config), planner)
+    with _overridden(inner, CompressionOverride(config, _usable_decoder(inner, decoder, tokenizer, config), planner)):
+        yield model
 
+
+@contextmanager
+def _overridden(inner: Any, override: CompressionOverride) -> Iterator[None]:
+    """Give a model the compressing class and these settings, and take both away again."""
     stock_class: Any = type(inner)
     saved = {name: inner.__dict__.get(name) for name in STATE_ATTRIBUTES}
     try:
@@ -74,7 +79,7 @@ def compressing(
             if saved["_old_forward"] is not None:  # accelerate's device hooks keep the bound method of the stock class
                 inner.__dict__["_old_forward"] = MethodType(type(inner).forward, inner)
         inner.__dict__[OVERRIDE_ATTRIBUTE] = override
-        yield model
+        yield
     finally:
         inner.__class__ = stock_class
         for name, value in saved.items():

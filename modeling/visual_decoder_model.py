@@ -222,7 +222,7 @@ class VisualDecoderModel(VisualCompressionMixin, PublishedModel):
             hub_arguments: of the caller, for further files.
             kwargs: of the caller.
         """
-        source = self.config.name_or_path
+        source: Any = self.config.name_or_path
         if beside is None and str(source) != str(named):
             # An adapter was named, and its base has been loaded.
             beside = decoder_beside(source, hub_arguments, given)
