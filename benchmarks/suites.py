@@ -9,14 +9,16 @@ from typing import Any
 
 import torch
 
-from . import headline, micro, stages
+from dualstream.measuring import Clock
+
+from . import headline, micro, peers, stages, startup
 from .forced_map import DECODERS
 from .machine import describe_model
-from .measuring import Clock
 from .shapes import build_model, shape_named
 from .workload import Inputs, make_inputs
 
 Row = dict[str, Any]
+PEER_ROUNDS = 7  # at most, of a shape that is no toy: a round of peers is some sixteen prompts
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -194,9 +196,30 @@ def _stages(bench: Bench) -> list[Row]:
     return rows
 
 
-MODEL_SUITES: dict[str, Callable[[Bench], list[Row]]] = {"headline": _headline, "stages": _stages}
+def _peers(bench: Bench) -> list[Row]:
+    shape: Any = bench.shape
+    depths = peers.Depths(*(shape[name] for name in ("layers", "full_layers", "vision_layers", "full_vision_layers")))
+    rounds = bench.rounds if shape_named(bench.shape_name).is_toy else min(bench.rounds, PEER_ROUNDS)
+    rows: list[Row] = []
+    for batch in bench.batches:
+        inputs, rates = bench.inputs(batch), [bench.detail]
+        rows += peers.run(
+            bench.model, inputs, rates, rounds, bench.clock, bench.progress, bench.decoders, depths=depths
+        )
+    return rows
+
+
+def _overheads(bench: Bench) -> list[Row]:
+    from . import overheads  # imports most of the package
+
+    return overheads.run(bench.rounds, bench.progress, device=bench.clock.device.type)
+
+
+MODEL_SUITES: dict[str, Callable[[Bench], list[Row]]] = {"headline": _headline, "stages": _stages, "peers": _peers}
 OTHER_SUITES: dict[str, Callable[[Bench], list[Row]]] = {
     "micro": lambda bench: micro.run(bench.rounds, bench.clock, bench.progress),
+    "overheads": _overheads,
+    "startup": lambda bench: startup.run(bench.rounds, bench.progress),
 }
 SUITES = {**MODEL_SUITES, **OTHER_SUITES}
 

@@ -34,9 +34,8 @@ LLAVA_PASS = 28 / 32  # share of blocks of the first pass
 
 def published_two_passes(task: Task, tokenizer: Any) -> Way:
     """Read the map off a first pass through the language model, then run the shortened prompt."""
-    blocks = len(family_of(task.model).llm_blocks(task.model))
+    depth = first_pass_blocks(task.model, len(family_of(task.model).llm_blocks(task.model)))
     is_llava = family_of(task.model).name == "llava"
-    depth = max(1, round(blocks * LLAVA_PASS)) if is_llava else blocks
 
     def states(output: Any) -> torch.Tensor:
         stream = Stream(task, output, cache=False)
@@ -46,6 +45,11 @@ def published_two_passes(task: Task, tokenizer: Any) -> Way:
 
     head = family_of(task.model).unembedding(task.model).weight
     return _published(task, states, head, tokenizer)
+
+
+def first_pass_blocks(model: Any, blocks: int) -> int:
+    """Blocks that the first pass runs, of as many as the model has."""
+    return max(1, round(blocks * LLAVA_PASS)) if family_of(model).name == "llava" else blocks
 
 
 def published_decoder(task: Task, matrix: torch.Tensor, tokenizer: Any) -> Way:

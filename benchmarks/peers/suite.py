@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from dualstream.eval.baselines import RULES
+from dualstream.measuring import Clock, against, interleaved, median_ratio, timing
 from dualstream.modeling import VisualDecoder
 from dualstream.modeling.families import family_of
 
 from ..forced_map import build_decoder
-from ..headline import Row, batch_facts
-from ..measuring import Clock, against, count_work, interleaved, peak_bytes, timing
-from ..prefill import FULL, LIMIT, OURS, Prefill, compressed, feature_grids, native_short, uncompressed
+from ..headline import Row, batch_facts, work_facts
+from ..prefill import FULL, LIMIT, OURS, compressed, feature_grids, native_short, uncompressed
 from ..workload import Inputs
 from .choosing import planned, random_cells, strided_cells, token_matching
-from .inside_llm import drop_after, pyramid_drop
-from .published import made_up_tokenizer, published_decoder, published_two_passes
+from .depth import BlockClock, Depths, at_full_depth
+from .inside_llm import FULL_BLOCKS, drop_after, pyramid_drop
+from .published import first_pass_blocks, made_up_tokenizer, published_decoder, published_two_passes
 from .task import Task, Way, task_of
 from .vision_attention import vision_attention
 
 DECODERS = ("pruned", "linear")
-INSIDE = "drop inside"
+INSIDE, TWO_PASSES = "drop inside", "published, two passes"
 
 
 def peers_of(
@@ -60,6 +63,7 @@ def run(
     progress: Callable[[], Any] | None = None,
     decoder_kinds: Sequence[str] = DECODERS,
     names: Sequence[str] | None = None,
+    depths: Depths | None = None,
 ) -> list[Row]:
     """Time the first token of every peer at every reduction rate.
 
@@ -72,32 +76,71 @@ def run(
         progress: called after every run.
         decoder_kinds: see ``peers_of``.
         names: see ``peers_of``; the uncompressed way and the limit always take part.
+        depths: blocks of the model and of the one it was cut from, if it was.
 
     Returns:
-        A row per peer and reduction: time, ratio to the limit, ``speedup`` over the uncompressed way, visual tokens
-        that the last block saw, bytes of keys and values, peak bytes, operations and waits (one more run each).
+        A row per peer and reduction: time, ratio to the limit, ``speedup`` over the uncompressed way, bytes of keys
+        and values, peak bytes, operations and waits (one more run each); of a model that was cut also
+        ``full_depth_ms`` and ``full_depth_ratio``, see ``depth.at_full_depth``. ``kept_tokens`` is what `reduction`
+        leaves; methods that drop inside the language model reach it in later blocks only.
     """
     wanted = None if names is None else list(dict.fromkeys([FULL, LIMIT, *names]))
     peers, rows = Peers(model, inputs, decoder_kinds), []
     for reduction in reductions:
         ways = peers.at(reduction, wanted)
-        seconds = interleaved(ways, rounds, clock=clock, progress=progress)
+        seconds, whole = _timed(model, ways, rounds, clock, progress, depths)
         keep = task_of(model, inputs, reduction, peers.grids).keep * len(peers.grids)
         for name, way in ways.items():
             kept = int(peers.grids.prod(-1).sum()) if name == FULL else keep
             row = {
                 "suite": "peers",
                 "way": name,
+                "decoder": name.partition(", ")[2] if name.startswith(OURS) else None,
                 "reduction": reduction,
                 **batch_facts(inputs, peers.grids, kept),
-                "images": int(len(peers.grids) // len(inputs["input_ids"])),
+                "images": len(peers.grids) // len(inputs["input_ids"]),
                 **timing(seconds[name]),
                 **against(seconds[name], seconds[LIMIT], LIMIT),
-                "speedup": against(seconds[FULL], seconds[name], name),
-                **_work(way, clock),
+                "speedup": median_ratio(seconds[FULL], seconds[name]),
+                **work_facts(way, clock),
             }
+            if whole:
+                row["full_depth_ms"] = timing(whole[name])["median_ms"]
+                row["full_depth_ratio"] = median_ratio(whole[name], whole[LIMIT])
             rows.append(row)
     return rows
+
+
+Times = dict[str, np.ndarray]
+
+
+def _timed(
+    model: Any,
+    ways: Mapping[str, Way],
+    rounds: int,
+    clock: Clock,
+    progress: Callable[[], Any] | None,
+    depths: Depths | None,
+) -> tuple[Times, Times]:
+    """Return seconds of every way and round, and what they would be on the whole model if this one was cut."""
+    if depths is None or not depths.is_cut:
+        return interleaved(ways, rounds, clock=clock, progress=progress), {}
+    blocks, spent = BlockClock(clock.device), defaultdict(list)
+
+    def timed(name: str) -> Callable[[], None]:
+        def run_once() -> None:
+            with blocks.marked(model):
+                ways[name]()
+            spent[name].append(blocks.take())
+
+        return run_once
+
+    seconds = interleaved({name: timed(name) for name in ways}, rounds, clock=clock, progress=progress)
+    fixed = {INSIDE: FULL_BLOCKS, f"{INSIDE}, eager block": FULL_BLOCKS}
+    fixed[TWO_PASSES] = first_pass_blocks(model, depths.full_layers)
+    return seconds, {
+        name: at_full_depth(values, spent[name][-rounds:], depths, fixed.get(name)) for name, values in seconds.items()
+    }
 
 
 class Peers:
@@ -143,7 +186,7 @@ class Peers:
         yield LIMIT, lambda: native_short(model, inputs, reduction, grids)
         for kind, reader in self.readers.items():
             yield f"{OURS}, {kind}", lambda reader=reader: compressed(model, inputs, reduction, reader, grids)
-        yield "published, two passes", lambda: published_two_passes(task, self.tokenizer)
+        yield TWO_PASSES, lambda: published_two_passes(task, self.tokenizer)
         yield "published, decoder", lambda: published_decoder(task, self._matrix(), self.tokenizer)
         yield "vision attention", lambda: vision_attention(task)
         yield "vision attention, eager tower", lambda: vision_attention(task, whole_tower_eager=True)
@@ -164,13 +207,3 @@ class Peers:
     def _any_reader(self) -> VisualDecoder:
         reader = next(iter(self.readers.values()), None)
         return VisualDecoder.from_unembedding(self.unembedding) if reader is None else reader
-
-
-def _work(way: Way, clock: Clock) -> Row:
-    """Bytes and counts of one more run, and on an accelerator of another for its peak."""
-    found: list[Prefill] = []
-    counts = count_work(lambda: found.append(way()), flops=False)
-    facts = {"kv_bytes": found[0].kv_bytes, "prompt_length": found[0].length}
-    found.clear()
-    peak = counts.peak_bytes if clock.device.type == "cpu" else peak_bytes(way, clock.device)
-    return {**facts, "peak_bytes": peak, "operations": counts.operations, "waits": counts.waits}

@@ -1,12 +1,15 @@
+import numpy as np
 import pytest
 import torch
 
-from dualstream.benchmarks.measuring import Clock, count_work
-from dualstream.benchmarks.peers import peers_of, run
+from dualstream.benchmarks.peers import Depths, peers_of, run
+from dualstream.benchmarks.peers.depth import VISION, BlockClock, Spent, at_full_depth
+from dualstream.benchmarks.peers.published import first_pass_blocks
 from dualstream.benchmarks.peers.task import task_of
 from dualstream.benchmarks.prefill import FULL, LIMIT
 from dualstream.benchmarks.shapes import SHAPES, build_model
 from dualstream.benchmarks.workload import make_inputs
+from dualstream.measuring import Clock, count_work
 from dualstream.modeling.families import family_of
 
 TOYS = [name for name, shape in SHAPES.items() if shape.is_toy]
@@ -153,11 +156,69 @@ def test_rows_of_a_run():
     full, limit, ours, inside, published = rows[5:]
     assert full["kept_tokens"] == full["visual_tokens"] == 2 * 30
     assert [row["kept_tokens"] for row in rows[6:]] == [2 * 15] * 4
-    assert limit["ratio"] == 1 and full["speedup"]["ratio"] == 1
+    assert limit["ratio"] == 1 and full["speedup"]["value"] == 1
     assert ours["ratio_low"] <= ours["ratio"] <= ours["ratio_high"] and ours["ratio_to"] == LIMIT
     assert ours["kv_bytes"] == limit["kv_bytes"] < inside["kv_bytes"] < full["kv_bytes"]
     assert min(row["peak_bytes"] for row in rows) > limit["kv_bytes"]
     assert published["waits"] >= ours["waits"] + 2 * 15  # at least one per cell of its loop
+
+
+@pytest.mark.parametrize("name", ["tiny", "tiny-qwen2.5-vl"])
+def test_blocks_are_counted_by_what_they_see(name):
+    model, inputs = opened(name, batch=2)
+    task, clock = task_of(model, inputs, RATE), BlockClock(torch.device("cpu"))
+    whole = inputs["input_ids"].shape[1]
+    short, before = whole - task.cells + task.keep, traces_of(model)
+    first = 4 if name != "tiny" else first_pass_blocks(model, 4)
+    expected = {
+        FULL: {whole: 4},
+        "compressed, pruned": {short: 4},
+        "drop inside": {whole: 2, short: 2},
+        "published, two passes": {whole: first, short: 4},
+    }
+    for way, blocks in expected.items():
+        with clock.marked(model):
+            start = clock._now()
+            peers_of(model, inputs, RATE, ("pruned",), [way])[way]()
+            passed = clock._now() - start
+        spent = clock.take()
+        vision = spent.pop(VISION)
+        assert vision.blocks % 3 == 0 and vision.seconds > 0
+        assert {columns: part.blocks for columns, part in spent.items()} == blocks, way
+        assert 0 < sum(part.seconds for part in spent.values()) < passed
+    assert traces_of(model) == before and clock.take() == {}
+
+
+def test_time_at_full_depth_by_hand():
+    """Blocks of the tower take 1 s, of the language model 10 s on the whole prompt and 2 s on the short one."""
+    depths = Depths(layers=4, full_layers=32, vision_layers=3, full_vision_layers=12)
+
+    def projected(rest, whole=0, short=0, fixed=None):
+        spent = {VISION: Spent(3, 3.0)}
+        spent |= {600: Spent(whole, 10.0 * whole)} if whole else {}
+        spent |= {300: Spent(short, 2.0 * short)} if short else {}
+        total = rest + 3 + 10 * whole + 2 * short
+        return at_full_depth(np.array([total, total]), [spent, spent], depths, fixed).tolist()
+
+    assert projected(5, whole=4) == [5 + 12 + 320] * 2
+    assert projected(5, short=4) == [5 + 12 + 64] * 2
+    assert projected(5, whole=2, short=2, fixed=2) == [5 + 12 + 20 + 60] * 2  # two blocks in full, 30 short ones
+    assert projected(5, whole=4, short=4, fixed=28) == [5 + 12 + 280 + 64] * 2  # a pass of its own, then a short one
+    assert projected(5, whole=1, short=3) == [5 + 12 + 80 + 48] * 2  # in stages
+    assert not Depths(4, 4, 3, 3).is_cut and Depths(4, 4, 3, 12).is_cut
+
+
+def test_rows_of_a_model_that_was_cut():
+    model, inputs = opened("tiny-qwen2.5-vl")
+    depths = Depths(layers=4, full_layers=40, vision_layers=3, full_vision_layers=30)
+    names = ["drop inside", "compressed, pruned"]
+    full, limit, inside, ours = run(model, inputs, [0.5], 3, Clock(), None, ("pruned",), names, depths)
+    for row in (full, limit, inside, ours):
+        assert row["full_depth_ms"] > row["median_ms"]
+        assert row["full_depth_ratio"]["low"] <= row["full_depth_ratio"]["value"] <= row["full_depth_ratio"]["high"]
+    assert limit["full_depth_ratio"]["value"] == 1
+    rows = run(model, inputs, [0.5], 2, Clock(), None, ("pruned",), ["drop inside"], Depths(4, 4, 3, 3))
+    assert "full_depth_ms" not in rows[0]
 
 
 def test_cheap_choices_add_no_waits_beyond_the_prompt():
