@@ -34,7 +34,7 @@ lint: env types  ## check style and types
 # An editable install is an import hook that type checkers cannot follow, so they are given a folder of links.
 types: env  ## type-check the public API
 	@rm -rf .typecheck && mkdir -p .typecheck/dualstream
-	@ln -s ../../src/dualstream/__init__.py ../../src/dualstream/cli.py ../../src/dualstream/py.typed .typecheck/dualstream/
+	@ln -s ../../src/dualstream/__init__.py ../../src/dualstream/cli.py ../../src/dualstream/measuring.py ../../src/dualstream/py.typed .typecheck/dualstream/
 	@for folder in modeling processing data_builders train eval analysis hub_cards benchmarks; do \
 	  ln -s ../../$$folder .typecheck/dualstream/$$folder; done
 	MYPYPATH=.typecheck $(BIN)/mypy -p dualstream

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
+from dualstream.measuring import Clock, against, count_work, interleaved, median_ratio, peak_bytes, timing
 from dualstream.modeling import VisualDecoder
 
 from .forced_map import build_decoder, kept_cells
-from .measuring import Clock, against, count_work, interleaved, median_ratio, peak_bytes, timing
 from .prefill import FULL, LIMIT, OURS, Prefill, Way, compressed, feature_grids, native_short, uncompressed
 from .workload import Inputs
 

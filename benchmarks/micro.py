@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 
+from dualstream.measuring import Clock, count_work, interleaved, timing
 from dualstream.modeling import CompressionConfig, run_length_plan
 from dualstream.modeling.prompt_plan import plan_prompt
 from dualstream.modeling.visual_compression import merge_features
 
 from .forced_map import forced_ids
-from .measuring import Clock, count_work, interleaved, timing
 
 Row = dict[str, Any]
 #: Grids of a LLaVA-1.5 picture and of the largest picture in the papers' budget for Qwen2.5-VL.

@@ -15,12 +15,11 @@ from dualstream.data_builders.token_maps.throughput import BARE, BUILD, FORWARD,
 from dualstream.eval.chat_inputs import chat_batch, chat_prompt, user_turn
 from dualstream.eval.option_scores import option_log_likelihoods, option_log_likelihoods_under
 from dualstream.eval.scene_questions import Item, draw_items
+from dualstream.measuring import count_work
 from dualstream.modeling import family_of, load_model
 from dualstream.modeling.compressed_model import VisualCompressionMixin
 from dualstream.modeling.lens import image_features_and_states
 from dualstream.processing import register_processors
-
-from .measuring import count_work
 
 BARE_FORWARD = "bare forward"
 PIXELS = 224  # shorter side of the scenes, as in `dualstream quiz`

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from .measuring import Clock, against, interleaved, timing
+from dualstream.measuring import Clock, against, interleaved, timing
+
 from .overhead_jobs import JOBS, Job, Subject, open_subject
 
 SUITE = "overheads"

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from dualstream.measuring import MILLISECONDS, Clock, against, interleaved, median_ratio, timing
 from dualstream.modeling import CompressionConfig, VisualDecoder, compressing
 from dualstream.modeling.compression_report import EncodedImages
 from dualstream.modeling.families import family_of, flatten_features
@@ -19,7 +20,6 @@ from dualstream.modeling.visual_compression import merge_features
 
 from .forced_map import build_decoder, forced, kept_cells
 from .headline import Row, batch_facts
-from .measuring import MILLISECONDS, Clock, against, interleaved, median_ratio, timing
 from .prefill import FULL, LIMIT, OURS, Way, feature_grids, native_short, reading_with, uncompressed
 from .workload import Inputs, image_inputs_of
 

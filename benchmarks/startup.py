@@ -17,8 +17,7 @@ from typing import Any
 import numpy as np
 
 from dualstream.cli import COMMANDS, GROUPS
-
-from .measuring import MILLISECONDS, against, interleaved, timing
+from dualstream.measuring import MILLISECONDS, against, interleaved, timing
 
 SUITE = "startup"
 BARE = "python -c pass"

@@ -22,7 +22,7 @@ def measure_latency(
         scaling: see ``RopeScaling.from_any``.
         rounds: how many.
         warmup: rounds before that are not counted.
-        seed: of the order.
+        seed: of the order and of the intervals.
 
     Returns:
         ``scaled_to_stock`` and ``stock_to_stock``, each the median of the rounds' ratios with a bootstrap 95 %
@@ -33,6 +33,7 @@ def measure_latency(
     """
     import torch
 
+    from dualstream.measuring import median_ratio
     from dualstream.modeling import rope_scaled
 
     if rounds < 2:
@@ -51,19 +52,11 @@ def measure_latency(
                 seconds[name].append(elapsed)
     stock = np.array(seconds["stock"])
     return {
-        "scaled_to_stock": _ratio(np.array(seconds["scaled"]) / stock, rng),
-        "stock_to_stock": _ratio(np.array(seconds["again"]) / stock, rng),
+        "scaled_to_stock": median_ratio(np.array(seconds["scaled"]), stock, seed),
+        "stock_to_stock": median_ratio(np.array(seconds["again"]), stock, seed),
         "stock_ms": 1000 * statistics.median(seconds["stock"]),
         "rounds": rounds,
     }
-
-
-def _ratio(ratios: np.ndarray, rng: np.random.Generator) -> dict[str, float]:
-    medians = np.median(ratios[rng.integers(0, len(ratios), (2000, len(ratios)))], axis=1)
-    low, high = np.percentile(medians, [2.5, 97.5])
-    first, third = np.percentile(ratios, [25, 75])
-    figures = {"value": np.median(ratios), "low": low, "high": high, "quartile_1": first, "quartile_3": third}
-    return {name: float(value) for name, value in figures.items()}
 
 
 def _wait(model: Any) -> None:

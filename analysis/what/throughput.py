@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import time
-import weakref
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from dualstream.eval.statistics import bootstrap_mean
+from dualstream.measuring import count_work
 from dualstream.modeling.families import family_of
 from dualstream.modeling.vision_depths import visit_vision_depths
 from dualstream.processing import build_inputs
@@ -92,9 +90,7 @@ def measure(
 
 def peak_memory(lenses: Lenses, inputs: Any, depths: Sequence[int], llm_depth: int) -> int:
     """Peak of bytes in live tensors that a reading makes beyond weights and inputs."""
-    with _PeakBytes() as counted:
-        read_in_one_pass(lenses, inputs, depths, llm_depth)
-    return counted.peak
+    return count_work(lambda: read_in_one_pass(lenses, inputs, depths, llm_depth), flops=False).peak_bytes
 
 
 def reading_inputs(model: Any, processor: Any, images: Sequence[Image]) -> Any:
@@ -145,35 +141,3 @@ def read_by_full_forwards(lenses: Lenses, inputs: Any, depths: Sequence[int], _:
         log_probs = output.logits.float().log_softmax(-1)
         found[depth] = log_probs.topk(lenses.top_k).indices[image][:, 0].int().cpu()
     return found
-
-
-class _PeakBytes(TorchDispatchMode):
-    """Counts the bytes of tensors that operations return, as long as they live."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.live, self.peak = 0, 0
-        self._known: set[int] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = {
-            leaf.untyped_storage()._cdata for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)
-        }
-        result = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, torch.Tensor):
-                self._count(leaf.untyped_storage(), given)
-        return result
-
-    def _count(self, storage: torch.UntypedStorage, given: set[int]) -> None:
-        key, size = storage._cdata, storage.nbytes()
-        if key in self._known or key in given:  # a view, or written in place
-            return
-        self._known.add(key)
-        self.live += size
-        self.peak = max(self.peak, self.live)
-        weakref.finalize(storage, self._forget, key, size)
-
-    def _forget(self, key: int, size: int) -> None:
-        self._known.discard(key)
-        self.live -= size

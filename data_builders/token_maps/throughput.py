@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dualstream.measuring import median_ratio
+
 from .build import OPENING_THREADS, BuildOptions, build_shards, open_corpus
 from .images import SourceItem
 from .pipeline import prepared_batches
@@ -29,7 +31,6 @@ MODES = (FORWARD, BARE, BUILD)
 #: model. Where cores are free for the other threads the build goes at the pace of the model's thread; on a busy
 #: machine the clock on the wall says more about the neighbours.
 CLOCKS = ("wall", "processor", "model_thread")
-RESAMPLES = 10_000
 
 
 class FirstItems(ImageSource):
@@ -158,11 +159,9 @@ def _timed(function: Callable[[], None]) -> list[float]:
 
 def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> dict[str, Any]:
     """Median ratio over rounds with its bootstrap interval, and the range."""
-    ratios = numerator / denominator
-    draws = np.median(np.random.default_rng(0).choice(ratios, (RESAMPLES, len(ratios))), axis=1)
-    low, high = np.quantile(draws, (0.025, 0.975)).tolist()
-    values = {"median": np.median(ratios), "min": ratios.min(), "max": ratios.max()}
+    found, ratios = median_ratio(numerator, denominator), numerator / denominator
+    values = {"median": found["value"], "min": ratios.min(), "max": ratios.max()}
     return {
         **{name: round(float(value), 4) for name, value in values.items()},
-        "interval": [round(low, 4), round(high, 4)],
+        "interval": [round(found[end], 4) for end in ("low", "high")],
     }

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 
 from dualstream.benchmarks import closed_form
 from dualstream.benchmarks.forced_map import build_decoder
-from dualstream.benchmarks.measuring import count_work
 from dualstream.benchmarks.prefill import compressed, first_token, uncompressed
 from dualstream.benchmarks.shapes import SHAPES, build_config, build_model
 from dualstream.benchmarks.workload import image_inputs_of, make_inputs
+from dualstream.measuring import count_work
 
 TOYS = [name for name in SHAPES if name.startswith("tiny")]
 OTHER_SIZE = {"tiny": (336, 336), "tiny-internvl": (896, 448)}  # the others: no whole number of windows

@@ -4,8 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dualstream.benchmarks.forced_map import DECODERS, build_decoder, forced, forced_ids, kept_cells
-from dualstream.benchmarks.measuring import count_work
 from dualstream.benchmarks.shapes import build_model
+from dualstream.measuring import count_work
 from dualstream.modeling import CompressionConfig, run_length_plan
 
 GRIDS = st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=4)

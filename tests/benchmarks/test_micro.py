@@ -1,5 +1,5 @@
 from dualstream.benchmarks import micro
-from dualstream.benchmarks.measuring import Clock
+from dualstream.measuring import Clock
 
 
 def test_every_operation_at_every_size():

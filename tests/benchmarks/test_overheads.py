@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from dualstream.benchmarks import overheads
-from dualstream.benchmarks.measuring import count_work
 from dualstream.benchmarks.overhead_jobs import ARMS, JOBS, open_subject
+from dualstream.measuring import count_work
 from dualstream.modeling import family_of
 from dualstream.modeling.lens import image_features_and_states
 

@@ -3,10 +3,10 @@ import torch
 
 from dualstream.benchmarks import headline, stages
 from dualstream.benchmarks.forced_map import build_decoder
-from dualstream.benchmarks.measuring import Clock
 from dualstream.benchmarks.prefill import FULL, LIMIT
 from dualstream.benchmarks.shapes import build_model
 from dualstream.benchmarks.workload import make_inputs
+from dualstream.measuring import Clock
 from dualstream.modeling.families import family_of
 
 OPENED = {"tiny": (336, 336), "tiny-qwen2.5-vl": (112, 168)}

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dualstream.benchmarks.measuring import Clock, count_work, interleaved, median_ratio, peak_bytes, timing
+from dualstream.measuring import Clock, count_work, interleaved, median_ratio, peak_bytes, timing
 
 
 class CountingClock(Clock):
