@@ -7,8 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .decoder_metrics import BASELINE, BY_ID, METHODS
+from .decoder_metrics import BASELINE, BY_ID
 from .decoder_questions import CONTROL_MAP, ORACLE
+from .reading_agreement import METHODS
 from .scene_questions import FULL
 from .statistics import Estimate
 

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Sampler
 from transformers import PreTrainedModel, ProcessorMixin, Trainer, TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_utils import EvalLoopOutput
 
-from dualstream.eval.decoder_metrics import STUDENT_READINGS, TEACHER_READINGS, reading_agreement
+from dualstream.eval.reading_agreement import STUDENT_READINGS, TEACHER_READINGS, reading_agreement
 from dualstream.modeling import VisualDecoder, family_of
 from dualstream.modeling.lens import image_features_and_states, unwrapped
 from dualstream.modeling.visual_decoder import top_k_tokens
