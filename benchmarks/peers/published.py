@@ -69,8 +69,7 @@ def _published(task: Task, states: Callable[[Any], torch.Tensor], matrix: torch.
     forced = unwrapped_runs(task)
     lists = 2 if family_of(task.model).name == "llava" else 3
 
-    @torch.no_grad()
-    def way() -> Shortened:
+    def rewritten() -> tuple[dict[str, Any], Any]:
         output = task.encoded()
         read = states(output).view(task.rows, -1, matrix.shape[1])
         prompts = []
@@ -80,6 +79,10 @@ def _published(task: Task, states: Callable[[Any], torch.Tensor], matrix: torch.
             strings = [[tokenizer.decode(token) for token in tokens] for tokens in ids.T.tolist()]
             prompts.append(shortened_row(task.inputs["input_ids"][row], task.placeholder, strings[0]))
         return _second_prompt(task, output, prompts)
+
+    @torch.no_grad()
+    def way() -> Shortened:
+        return prefilled(task, *rewritten())
 
     return way
 
@@ -125,8 +128,10 @@ def shortened_row(ids: torch.Tensor, placeholder: int, strings: list[str]) -> tu
     return columns, runs
 
 
-def _second_prompt(task: Task, output: Any, prompts: list[tuple[list[int], list[slice]]]) -> Shortened:
-    """Run the shortened prompts, padded on the left, their positions renumbered."""
+def _second_prompt(
+    task: Task, output: Any, prompts: list[tuple[list[int], list[slice]]]
+) -> tuple[dict[str, Any], Any]:
+    """Return the shortened prompts, padded on the left, their positions renumbered, and the features for them."""
     inputs, device = task.inputs, task.inputs["input_ids"].device
     length = max(len(columns) for columns, _ in prompts)
 
@@ -143,4 +148,4 @@ def _second_prompt(task: Task, output: Any, prompts: list[tuple[list[int], list[
     short["position_ids"] = positions.expand(3, -1, -1) if family_of(task.model).has_mrope else positions
     if "mm_token_type_ids" in inputs:
         short["mm_token_type_ids"] = inputs["mm_token_type_ids"].gather(1, order) * new
-    return prefilled(task, short, feature_output(output, change))
+    return short, feature_output(output, change)

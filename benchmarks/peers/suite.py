@@ -18,7 +18,7 @@ from ..forced_map import build_decoder
 from ..headline import Row, batch_facts, work_facts
 from ..prefill import FULL, LIMIT, OURS, compressed, feature_grids, native_short, uncompressed
 from ..workload import Inputs
-from .choosing import planned, random_cells, strided_cells, token_matching
+from .choices import planned, random_cells, strided_cells, token_matching
 from .depth import BlockClock, Depths, at_full_depth
 from .inside_llm import FULL_BLOCKS, drop_after, pyramid_drop
 from .published import first_pass_blocks, made_up_tokenizer, published_decoder, published_two_passes

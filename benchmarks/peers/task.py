@@ -132,15 +132,23 @@ class Shortened(Prefill):
     position_ids: torch.Tensor
 
 
-def go_on(task: Task, output: Any, anchor: torch.Tensor, group: torch.Tensor | None = None) -> Shortened:
-    """Shorten the prompt to chosen cells and run it, kept tokens at their own places.
+# What a choice comes to: the encoder output; (blocks, keep) long ascending, cell of every kept token within its block;
+# (blocks, cells) long, kept token that every cell counts into, or None to take those cells alone.
+Choice = tuple[Any, torch.Tensor, torch.Tensor | None]
 
-    Args:
-        task: the work.
-        output: what ``Task.encoded`` returned.
-        anchor: (blocks, keep) long ascending, cell of every kept token within its block.
-        group: (blocks, cells) long, kept token that every cell counts into; None takes the cells of `anchor` alone.
-    """
+
+def choosing(task: Task, choose: Callable[[], Choice]) -> Way:
+    """Way that encodes pictures, chooses, shortens the prompt, and runs it with kept tokens at their own places."""
+
+    @torch.no_grad()
+    def way() -> Shortened:
+        return prefilled(task, *shortened(task, *choose()))  # what was encoded is free before the prompt runs
+
+    return way
+
+
+def shortened(task: Task, output: Any, anchor: torch.Tensor, group: torch.Tensor | None) -> tuple[dict[str, Any], Any]:
+    """Shorten the prompt to a ``Choice``; return its inputs and the features for it."""
     inputs, begin = task.inputs, torch.arange(task.blocks, device=anchor.device) * task.cells
     chosen = (anchor + begin[:, None]).flatten()
 
@@ -154,11 +162,11 @@ def go_on(task: Task, output: Any, anchor: torch.Tensor, group: torch.Tensor | N
     )
     short: dict[str, Any] = plan.shorten(inputs, pad_token_id=0)
     short["position_ids"] = plan.positions(task.positions(), "original")
-    return prefilled(task, short, feature_output(output, change))
+    return short, feature_output(output, change)
 
 
 def prefilled(task: Task, short: dict[str, Any], features: Any) -> Shortened:
-    """Run a prompt with its encoded pictures."""
+    """Run a shortened prompt with its features."""
     found = first_token(task.model, {**short, "mm_encoder_outputs": {"image": features}})
     prompt = {name: short[name] for name in ("input_ids", "attention_mask", "position_ids")}
     return Shortened(found.first_token, found.cache, found.length, **prompt)

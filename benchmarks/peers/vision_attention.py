@@ -19,8 +19,8 @@ from dualstream.modeling.families import attribute_at, family_of
 from dualstream.modeling.vision_depths import native_vision_depth
 
 from .attention import eager, rotated, watched
-from .choosing import best_cells
-from .task import Shortened, Task, Way, columns_of, go_on
+from .choices import best_cells
+from .task import Choice, Task, Way, choosing, columns_of
 
 CONTEXTUAL = 10 / 64  # of the kept tokens, as in the paper's 54 dominant and 10 contextual ones
 
@@ -36,13 +36,11 @@ def vision_attention(task: Task, whole_tower_eager: bool = False) -> Way:
     """
     score = class_attention if has_class_token(task.model) else received_attention
 
-    @torch.no_grad()
-    def way() -> Shortened:
+    def choose() -> Choice:
         output, scores, keys = score(task, whole_tower_eager)
-        anchor, group = dominant_and_contextual(scores, keys, task.keep)
-        return go_on(task, output, anchor, group)
+        return output, *dominant_and_contextual(scores, keys, task.keep)
 
-    return way
+    return choosing(task, choose)
 
 
 def has_class_token(model: nn.Module) -> bool:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from dualstream.benchmarks.forced_map import build_decoder, forced
 from dualstream.benchmarks.peers import peers_of
 from dualstream.benchmarks.peers.attention import eager
-from dualstream.benchmarks.peers.choosing import matched
+from dualstream.benchmarks.peers.choices import matched
 from dualstream.benchmarks.peers.inside_llm import Stream, drop_after, dropping, stages_of
 from dualstream.benchmarks.peers.published import (
     made_up_tokenizer,

@@ -8,19 +8,18 @@ from dualstream.eval.baselines import Rule, planner
 from dualstream.modeling import VisualDecoder, compressing
 
 from ..prefill import Prefill, first_token
-from .task import Shortened, Task, Way, columns_of, go_on
+from .task import Choice, Task, Way, choosing, columns_of
 
 
 def random_cells(task: Task) -> Way:
     """Cells by chance: the least that any choice costs."""
 
-    @torch.no_grad()
-    def way() -> Shortened:
+    def choose() -> Choice:
         output = task.encoded()
         numbers = torch.rand(task.blocks, task.cells, device=task.inputs["input_ids"].device)
-        return go_on(task, output, best_cells(numbers, task.keep))
+        return output, best_cells(numbers, task.keep), None
 
-    return way
+    return choosing(task, choose)
 
 
 def strided_cells(task: Task) -> Way:
@@ -28,12 +27,7 @@ def strided_cells(task: Task) -> Way:
     device = task.inputs["input_ids"].device
     cells = (2 * torch.arange(task.keep, device=device) + 1) * task.cells // (2 * task.keep)
     anchor = cells.expand(task.blocks, -1)
-
-    @torch.no_grad()
-    def way() -> Shortened:
-        return go_on(task, task.encoded(), anchor)
-
-    return way
+    return choosing(task, lambda: (task.encoded(), anchor, None))
 
 
 def token_matching(task: Task) -> Way:
@@ -43,13 +37,11 @@ def token_matching(task: Task) -> Way:
     for vision-language models without training, whole pictures are merged once, before the language model.
     """
 
-    @torch.no_grad()
-    def way() -> Shortened:
+    def choose() -> Choice:
         output = task.encoded()
-        anchor, group = matched(task.blockwise(output.pooler_output), task.keep)
-        return go_on(task, output, anchor, group)
+        return output, *matched(task.blockwise(output.pooler_output), task.keep)
 
-    return way
+    return choosing(task, choose)
 
 
 def planned(task: Task, rule: Rule, decoder: VisualDecoder) -> Way:
