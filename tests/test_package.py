@@ -71,6 +71,10 @@ def test_imports_go_one_way(folder):
         assert imported_folders(path) <= allowed, path
 
 
+def test_what_every_folder_may_import_imports_no_folder():
+    assert imported_folders(ROOT / "src" / "dualstream" / "measuring.py") == set()
+
+
 @pytest.mark.slow
 def test_wheel_contains_every_folder_and_the_checkpoints(tmp_path):
     command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-q", "-w", str(tmp_path)]
@@ -85,7 +89,7 @@ def test_wheel_contains_every_folder_and_the_checkpoints(tmp_path):
         assert f"dualstream/{folder}/__init__.py" in names
     for model in ("tiny-llava", "tiny-qwen2-vl"):
         assert f"dualstream/modeling/checkpoints/{model}/model.safetensors" in names
-    assert "dualstream/py.typed" in names
+    assert {"dualstream/py.typed", "dualstream/measuring.py"} <= set(names)
     for name in ("tasks/utils.py", "tasks/seed.jsonl", "tasks/_fair_yaml", "tasks/whatsup_a_paper.yaml"):
         assert f"dualstream/eval/{name}" in names
 
