@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .compression_report import CompressionReport, Planner, compress_image_output, repeat_rows
+from .compression_report import CompressionReport, Planner, compress_image_output, host_inputs, repeat_rows
 from .families import family_of
-from .prompt_plan import PromptPlan, plan_prompt, shifted_index
+from .prompt_plan import PromptPlan, plan_prompt, shifted_index, shortened_length
 from .prompt_session import PromptRestoringStreamer, PromptSession, restore_prompt, session_of
 from .visual_compression import CompressionConfig
 from .visual_decoder import VisualDecoder
@@ -123,6 +123,7 @@ class VisualCompressionMixin(StockModel):
         original_ids = kwargs["input_ids"]
         attention_mask = kwargs.pop("attention_mask", None)
         if attention_mask is None:
+            self._prepare_special_tokens(settings, False, device=original_ids.device)
             attention_mask = self._prepare_attention_mask_for_generation(original_ids, settings, {})
         position_ids = kwargs.pop("position_ids", None)
         if position_ids is None:
@@ -178,10 +179,7 @@ class VisualCompressionMixin(StockModel):
     def _generation_settings(self, kwargs: dict[str, Any]) -> Any:
         """Return the generation configuration that stock generate will arrive at."""
         others = {name: value for name, value in kwargs.items() if name != "generation_config"}
-        settings, _ = self._prepare_generation_config(kwargs.get("generation_config"), **others)
-        has_mask = kwargs.get("attention_mask") is not None
-        self._prepare_special_tokens(settings, has_mask, device=kwargs["input_ids"].device)
-        return settings
+        return self._prepare_generation_config(kwargs.get("generation_config"), **others)[0]
 
     def _shorten_length_limits(self, kwargs: dict[str, Any], settings: Any, removed: int) -> None:
         """Keep ``max_length`` and ``min_length`` in units of the original prompt."""
@@ -358,17 +356,32 @@ class VisualCompressionMixin(StockModel):
         accepted = inspect.signature(self.model.get_image_features).parameters
         image_inputs = {name: kwargs.pop(name) for name in accepted if name in kwargs and name != "kwargs"}
         image_inputs = {name: value for name, value in image_inputs.items() if value is not None}
-        output = self.model.get_image_features(**image_inputs, return_dict=True)
         prompt = {**{name: kwargs.get(name) for name in PROMPT_INPUTS}, "attention_mask": attention_mask}
+        host = host_inputs(prompt, image_inputs)
+        output = self.model.get_image_features(**image_inputs, return_dict=True)
         output, report = compress_image_output(
-            self, output, image_inputs, prompt, active.config, active.decoder, active.planner
+            self, output, image_inputs, prompt, active.config, active.decoder, active.planner, host
         )
-        image_token_id = family_of(self).image_token_id(self.config)
-        plan = plan_prompt(
-            kwargs["input_ids"], attention_mask, image_token_id, report.plan.anchor, report.visual_tokens, layout
-        )
+        plan = self._plan_prompt(kwargs["input_ids"], attention_mask, host, report, layout)
         report.prompt_plan = plan
         return output, report, plan
+
+    def _plan_prompt(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        host: dict[str, torch.Tensor],
+        report: CompressionReport,
+        layout: str,
+    ) -> PromptPlan:
+        """Plan the shortened prompts; their length follows from what the host knows already."""
+        image_token_id, plan, length = family_of(self).image_token_id(self.config), report.plan, input_ids.shape[1]
+        if not plan.is_identity:
+            kept = torch.zeros(len(input_ids), dtype=torch.long)
+            kept = kept.scatter_add_(0, report.row_index, plan.kept_per_block.cpu())
+            placeholder = host["input_ids"] == image_token_id
+            length = shortened_length(placeholder, host["attention_mask"], kept, layout)
+        return plan_prompt(input_ids, attention_mask, image_token_id, plan.anchor, plan.num_cells, layout, length)
 
     def _pad_token(self, settings: Any) -> int:
         """Return an id for padding that is no image placeholder."""

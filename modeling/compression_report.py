@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from .families import family_of, flatten_features
-from .prompt_plan import PromptPlan
+from .prompt_plan import PromptPlan, check_placeholders, on_host
 from .visual_compression import CompressionConfig, RunLengthPlan, merge_features, run_length_plan
 from .visual_decoder import VisualDecoder
 
@@ -154,6 +154,7 @@ def compress_image_output(
     config: CompressionConfig,
     decoder: VisualDecoder,
     planner: Planner | None = None,
+    host: dict[str, torch.Tensor] | None = None,
 ) -> tuple[Any, CompressionReport]:
     """Read, plan and pool the output of ``get_image_features``.
 
@@ -165,6 +166,7 @@ def compress_image_output(
         config: compression options.
         decoder: reads the features.
         planner: decides in place of the run-length rule.
+        host: what ``host_inputs`` returned; None calls it.
 
     Returns:
         An output of the same type with pooled features (and deepstack features pooled alike), and the report.
@@ -173,11 +175,12 @@ def compress_image_output(
         ValueError: if images and prompt do not belong together, a table the method needs is absent, or a planner's
             plan does not fit the images.
     """
-    family, input_ids = family_of(model), prompt["input_ids"]
+    family, host = family_of(model), host_inputs(prompt, image_inputs) if host is None else host
     features = flatten_features(output.pooler_output)
-    grids = family.feature_blocks(model, image_inputs, output.pooler_output)
-    rows = _row_of_block(input_ids, family.image_token_id(model.config), grids, len(features))
-    image_index = family.image_of_block(model, image_inputs, grids, input_ids)
+    known = {**image_inputs, **host}
+    grids = family.feature_blocks(model, known, output.pooler_output)
+    rows = _row_of_block(host["input_ids"], family.image_token_id(model.config), grids, len(features))
+    image_index = family.image_of_block(model, known, grids, host["input_ids"])
     inputs = {**prompt, **image_inputs}
     images = EncodedImages(model, output, features, grids, image_index, inputs, config, decoder)
     if planner is None:
@@ -192,10 +195,21 @@ def compress_image_output(
     sizes = plan.kept_per_block.tolist()
 
     def pool(value: Any) -> Any:
-        merged = merge_features(flatten_features(value), plan, config.pooling)
+        flat = features if value is output.pooler_output else flatten_features(value)
+        merged = merge_features(flat, plan, config.pooling)
         return merged[None] if isinstance(value, torch.Tensor) else list(merged.split(sizes))
 
     return feature_output(output, pool), report
+
+
+def host_inputs(prompt: dict[str, Any], image_inputs: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """Copy what the host must know of a batch to the CPU: prompts, masks and sizes of the images.
+
+    Before the images are encoded the device has nothing to do yet, so nothing waits for this.
+    """
+    given = {**prompt, **image_inputs}
+    names = ("input_ids", "attention_mask", "image_grid_thw", "image_sizes")
+    return on_host({name: given[name] for name in names if isinstance(given.get(name), torch.Tensor)})
 
 
 def feature_output(output: Any, change: Any) -> Any:
@@ -224,13 +238,9 @@ def repeat_rows(output: Any, tokens_per_row: list[int], times: int) -> Any:
 
 
 def _row_of_block(input_ids: torch.Tensor, image_token_id: int, grids: torch.Tensor, num_cells: int) -> torch.Tensor:
-    """Return (n_blocks,) long on the CPU: the prompt row whose placeholders the block fills."""
-    per_row = (input_ids == image_token_id).sum(-1).cpu()
-    if int(per_row.sum()) != num_cells:
-        raise ValueError(
-            f"the prompt has {int(per_row.sum())} image placeholders (token id {image_token_id}) but the images give "
-            f"{num_cells} features; pass images and text of the same processor call, and do not truncate the text"
-        )
+    """Return (n_blocks,) long: the prompt row whose placeholders the block fills; everything is on the CPU."""
+    per_row = (input_ids == image_token_id).sum(-1)
+    check_placeholders(int(per_row.sum()), num_cells, image_token_id)
     sizes = grids.prod(-1)
     return torch.searchsorted(per_row.cumsum(0), sizes.cumsum(0) - sizes, right=True)
 
@@ -243,7 +253,7 @@ def _checked_plan(plan: RunLengthPlan, images: EncodedImages) -> RunLengthPlan:
     sizes = images.grids.prod(-1).to(plan.anchor.device)
     block = torch.repeat_interleave(torch.arange(len(sizes), device=sizes.device), sizes)
     per_block = torch.bincount(block[plan.anchor], minlength=len(sizes))
-    if not torch.equal(per_block, plan.kept_per_block) or bool((plan.anchor.diff() <= 0).any()):
+    if not torch.equal(per_block, plan.kept_per_block.to(per_block.device)) or bool((plan.anchor.diff() <= 0).any()):
         raise ValueError("the planner's anchors must ascend and lie in the blocks that kept_per_block says")
     own = plan.segment[plan.anchor] == torch.arange(kept, device=plan.anchor.device)
     stays = plan.segment >= 0

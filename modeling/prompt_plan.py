@@ -102,6 +102,7 @@ def plan_prompt(
     anchor: torch.Tensor,
     num_cells: int,
     layout: str,
+    length: int | None = None,
 ) -> PromptPlan:
     """Plan the shortened prompts of one batch.
 
@@ -117,6 +118,8 @@ def plan_prompt(
         layout: ``left`` packs every row against the right edge, so all padding is on the left (for generation);
             ``suffix`` drops image placeholders and left padding only and keeps everything else aligned with the right
             edge, so the last columns of labels and logits keep their meaning (for training and scoring).
+        length: L2, if the caller has checked the number of placeholders and knows it (see ``shortened_length``); None
+            asks the device for both, for which the host waits.
 
     Returns:
         The plan. If no feature is removed the prompt keeps its length.
@@ -127,12 +130,8 @@ def plan_prompt(
     if layout not in LAYOUTS:
         raise ValueError(f"layout={layout!r} is unknown; choose one of {', '.join(LAYOUTS)}")
     placeholder = input_ids == image_token_id
-    found = int(placeholder.sum())
-    if found != num_cells:
-        raise ValueError(
-            f"the prompt has {found} image placeholders (token id {image_token_id}) but the images give {num_cells} "
-            "features; pass the images and text of the same processor call, and do not truncate the text"
-        )
+    if length is None:
+        check_placeholders(int(placeholder.sum()), num_cells, image_token_id)
     attended = attention_mask != 0
     chosen = torch.zeros(num_cells, dtype=torch.bool, device=input_ids.device)
     chosen[anchor.to(input_ids.device)] = True
@@ -142,12 +141,54 @@ def plan_prompt(
     if nothing_removed and layout == "suffix":
         stays = torch.ones_like(stays)
 
-    length = input_ids.shape[1] if nothing_removed else int(stays.sum(-1).max())
+    if length is None:
+        length = input_ids.shape[1] if nothing_removed else int(stays.sum(-1).max())
     # A stable sort of booleans moves the columns to remove to the left and keeps the order of the others.
     order = torch.sort(stays.to(torch.uint8), dim=-1, stable=True).indices[:, input_ids.shape[1] - length :]
     kept = stays.gather(-1, order)
     mask = (attended.gather(-1, order) & kept).long()
     return PromptPlan(order, kept, mask, input_ids.shape[1])
+
+
+def on_host(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Copy integer tensors to the CPU in one transfer, as every transfer makes the host wait for the device."""
+    elsewhere = {name: tensor for name, tensor in tensors.items() if tensor.device.type != "cpu"}
+    if not elsewhere:
+        return dict(tensors)
+    device = next(iter(elsewhere.values())).device
+    flat = torch.cat([tensor.flatten().to(device, torch.long) for tensor in elsewhere.values()]).cpu()
+    parts = flat.split([tensor.numel() for tensor in elsewhere.values()])
+    copied = {name: part.view(tensor.shape) for (name, tensor), part in zip(elsewhere.items(), parts, strict=True)}
+    return {**tensors, **copied}
+
+
+def shortened_length(
+    placeholder: torch.Tensor, attention_mask: torch.Tensor, kept_per_row: torch.Tensor, layout: str
+) -> int:
+    """Return L2, the columns of the shortened prompt, from tensors on the CPU.
+
+    Args:
+        placeholder: (B, L) bool, true at image placeholders.
+        attention_mask: (B, L), nonzero for real tokens.
+        kept_per_row: (B,) long, features that stay in every row; fewer in all than there are placeholders.
+        layout: see ``plan_prompt``.
+    """
+    attended = attention_mask != 0
+    others = attended if layout == "left" else attended.cumsum(-1) > 0
+    return int(((others & ~placeholder).sum(-1) + kept_per_row).max())
+
+
+def check_placeholders(found: int, num_cells: int, image_token_id: int) -> None:
+    """Check that a prompt has a placeholder for every feature.
+
+    Raises:
+        ValueError: naming both numbers.
+    """
+    if found != num_cells:
+        raise ValueError(
+            f"the prompt has {found} image placeholders (token id {image_token_id}) but the images give {num_cells} "
+            "features; pass the images and text of the same processor call, and do not truncate the text"
+        )
 
 
 def shifted_index(index: torch.Tensor, plan: PromptPlan) -> torch.Tensor:

@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from torch import nn
 
 METHODS = ("none", "rle", "rle_drop_top1", "rle_drop_top2")
 POOLINGS = ("mean", "first", "random")
@@ -18,6 +19,7 @@ POSITION_POLICIES = ("original", "compact")
 COMPARISONS = ("id", "text")
 DROP_SCOPES = ("run", "first")
 PAPER_PREFIX = "paper:"
+CAST_AT_ONCE = 6 * 2**20  # numbers: 24 MB of float32, which malloc hands out again without new page faults
 
 
 @dataclass(frozen=True)
@@ -140,7 +142,7 @@ class RunLengthPlan:
     Attributes:
         segment: (N,) long, index of the kept run of every cell, -1 if the cell is dropped.
         anchor: (M,) long ascending, the cell that represents each kept run (its position is used).
-        kept_per_block: (n_blocks,) long, kept runs of every feature block.
+        kept_per_block: (n_blocks,) long on the CPU, kept runs of every feature block.
         run: (N,) long, index of the run of every cell, dropped runs included.
     """
 
@@ -190,47 +192,64 @@ def run_length_plan(
     """Group the cells of one batch of images into runs and decide which runs are kept.
 
     All images of a batch are planned at once; runs never cross a feature block (an image or a tile). O(N) integer
-    operations on the device of `ids`; the only host synchronisation is the final number of kept runs.
+    operations on the device of `ids`; the host waits once, for the final numbers of kept runs.
 
     Args:
         ids: (N, k) long, the k best readings of every cell, blocks one after the other in raster order.
-        grids: (n_blocks, 2) long, height and width of every block in cells; sum(h * w) = N.
+        grids: (n_blocks, 2) long on the CPU, height and width of every block in cells; sum(h * w) = N.
         config: the options. ``method="none"`` keeps every cell.
         meaningless: (V,) bool, needed by the ``rle_drop_*`` methods.
         text_class: (V,) long, needed by ``compare="text"``.
 
     Returns:
-        The plan, on the device of `ids`.
+        The plan, on the device of `ids`, with its ``kept_per_block`` on the CPU.
 
     Raises:
         ValueError: if shapes disagree, or a table or a second reading that the method needs is absent.
     """
     _check_plan_inputs(ids, grids, config, meaningless, text_class)
-    device, num_cells = ids.device, ids.shape[0]
-    cells = torch.arange(num_cells, device=device)
     if config.method == "none":
-        return RunLengthPlan(cells, cells, (grids[:, 0] * grids[:, 1]).to(device), cells)
-    block, in_block, column = _cell_coordinates(grids, num_cells, device)
+        cells = torch.arange(len(ids), device=ids.device)
+        return RunLengthPlan(cells, cells, grids.prod(-1).cpu(), cells)
+    segment, anchors, kept_per_block, run = _plan_in_slots(ids, grids.to(ids.device), config, meaningless, text_class)
+    kept_per_block = kept_per_block.cpu()  # the one value the host waits for
+    return RunLengthPlan(segment, anchors[: sum(kept_per_block.tolist())], kept_per_block, run)
+
+
+def _plan_in_slots(
+    ids: torch.Tensor,
+    grids: torch.Tensor,
+    config: CompressionConfig,
+    meaningless: torch.Tensor | None,
+    text_class: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return `segment`, `anchor`, `kept_per_block` and `run` of a plan; `anchor` is (N + 1,), its end arbitrary.
+
+    Values per run live in N slots (there are at most N runs), so that no shape depends on the data.
+    """
+    num_cells = ids.shape[0]
+    sizes = grids[:, 0] * grids[:, 1]
+    blocks = torch.arange(len(grids), device=ids.device)
+    block = torch.repeat_interleave(blocks, sizes, output_size=num_cells)
+    in_block = torch.arange(num_cells, device=ids.device) - (sizes.cumsum(0) - sizes)[block]
 
     key = ids[:, 0] if config.compare == "id" or text_class is None else text_class[ids[:, 0]]
-    boundary = in_block == 0
+    boundary = (in_block if config.wrap_rows else in_block % grids[:, 1][block]) == 0
     boundary[1:] |= key[1:] != key[:-1]
-    if not config.wrap_rows:
-        boundary |= column == 0
     run = boundary.cumsum(0) - 1
 
-    # Per-run values live in N slots (there are at most N runs), so that no shape depends on the data.
-    length = torch.zeros_like(cells).scatter_add_(0, run, torch.ones_like(cells))
-    start = torch.full_like(cells, num_cells).scatter_reduce_(0, run, cells, "amin").clamp(max=max(num_cells - 1, 0))
-    keep = (length > 0) & ~_droppable(ids, run, length, start, config, meaningless)
-    keep = _restore_minimum(keep, length > 0, block[start], len(grids), config.min_keep)
+    length = torch.zeros_like(run).scatter_add_(0, run, torch.ones_like(run))
+    start = (length.cumsum(0) - length).clamp(max=max(num_cells - 1, 0))
+    keep, block_of_run = length > 0, block[start]
+    if meaningless is not None and config.method.startswith("rle_drop"):
+        dropped = keep & _droppable(ids, run, length, start, config, meaningless)
+        keep = _restore_minimum(keep ^ dropped, dropped, block_of_run, len(grids), config.min_keep)
 
-    anchor = (start + _anchor_offset(length, in_block[start], config))[keep]
-    segment = torch.where(keep, keep.cumsum(0) - 1, -1)[run]
-    kept_per_block = torch.zeros(len(grids), dtype=torch.long, device=device).scatter_add_(
-        0, block[start], keep.long()
-    )
-    return RunLengthPlan(segment, anchor, kept_per_block, run)
+    rank = keep.cumsum(0) - 1
+    segment = torch.where(keep, rank, -1)[run]
+    offset = _anchor_offset(length, start, in_block, config)
+    anchors = run.new_empty(num_cells + 1).scatter_(0, torch.where(keep, rank, num_cells), start + offset)
+    return segment, anchors, torch.zeros_like(sizes).scatter_add_(0, block_of_run, keep.long()), run
 
 
 def merge_features(features: torch.Tensor, plan: RunLengthPlan, pooling: str) -> torch.Tensor:
@@ -239,8 +258,8 @@ def merge_features(features: torch.Tensor, plan: RunLengthPlan, pooling: str) ->
     Args:
         features: (N, D) floating point, one row per cell.
         plan: the grouping.
-        pooling: ``mean`` averages in float32 and casts back, leaving runs of one cell untouched bit for bit; ``first``
-            and ``random`` take the anchor cell, which the plan chose accordingly.
+        pooling: ``mean`` averages in float32 and casts back, leaving runs of one cell as they are (but for the sign of
+            a zero); ``first`` and ``random`` take the anchor cell, which the plan chose accordingly.
 
     Returns:
         (M, D) of the dtype of `features`; gradients flow.
@@ -252,16 +271,22 @@ def merge_features(features: torch.Tensor, plan: RunLengthPlan, pooling: str) ->
         raise ValueError(f"features has {features.shape[0]} rows but the plan covers {plan.num_cells} cells")
     if pooling not in POOLINGS:
         raise ValueError(f"pooling={pooling!r} is unknown; choose one of {', '.join(POOLINGS)}")
-    anchors = features[plan.anchor]
     if pooling != "mean" or plan.is_identity:
-        return anchors
-    # Dropped cells are added to one extra row that is cut off again.
-    target = torch.where(plan.dropped, plan.num_kept, plan.segment)
-    total = features.new_zeros(plan.num_kept + 1, features.shape[1], dtype=torch.float32)
-    total = total.index_add(0, target, features.float())[:-1]
-    length = torch.zeros(plan.num_kept + 1, device=features.device)
-    length = length.index_add(0, target, torch.ones_like(target, dtype=length.dtype))[:-1, None]
-    return torch.where(length > 1, (total / length.clamp(min=1)).to(features.dtype), anchors)
+        return features[plan.anchor]
+    # Dropped cells form one bag more, which is cut off again. Bags are read row by row and summed in a fixed order:
+    # no copy per cell, and the same result every time also on an accelerator.
+    bag = torch.where(plan.dropped, plan.num_kept, plan.segment)
+    length = torch.zeros(plan.num_kept + 1, dtype=torch.long, device=bag.device)
+    length = length.scatter_add_(0, bag, torch.ones_like(bag))
+    cells, first = bag.argsort(stable=True), length.cumsum(0) - length
+
+    def means(columns: torch.Tensor) -> torch.Tensor:
+        pooled = nn.functional.embedding_bag(cells, columns.float(), first, mode="mean")
+        return pooled[: plan.num_kept].to(features.dtype)
+
+    if features.dtype == torch.float32:
+        return means(features)
+    return torch.cat([means(part) for part in features.split(max(CAST_AT_ONCE // len(features), 1), dim=1)], dim=1)
 
 
 def _check_plan_inputs(
@@ -288,28 +313,15 @@ def _check_plan_inputs(
         raise ValueError("compare='text' needs the table `text_class`; build it with token_tables(tokenizer)")
 
 
-def _cell_coordinates(
-    grids: torch.Tensor, num_cells: int, device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return for every cell its block, its index within the block and its column, each (N,) long."""
-    grids = grids.to(device)
-    size = grids[:, 0] * grids[:, 1]
-    block = torch.repeat_interleave(torch.arange(len(grids), device=device), size, output_size=num_cells)
-    in_block = torch.arange(num_cells, device=device) - (size.cumsum(0) - size)[block]
-    return block, in_block, in_block % grids[:, 1][block].clamp(min=1)
-
-
 def _droppable(
     ids: torch.Tensor,
     run: torch.Tensor,
     length: torch.Tensor,
     start: torch.Tensor,
     config: CompressionConfig,
-    meaningless: torch.Tensor | None,
+    meaningless: torch.Tensor,
 ) -> torch.Tensor:
     """Return (N,) bool over run slots: may the run be dropped?"""
-    if meaningless is None or not config.method.startswith("rle_drop"):
-        return torch.zeros_like(length, dtype=torch.bool)
     empty = meaningless[ids[:, : config.top_k]].all(dim=1)
     if config.drop_scope == "first":
         return empty[start]
@@ -317,13 +329,12 @@ def _droppable(
 
 
 def _restore_minimum(
-    keep: torch.Tensor, exists: torch.Tensor, block: torch.Tensor, num_blocks: int, min_keep: int
+    keep: torch.Tensor, dropped: torch.Tensor, block: torch.Tensor, num_blocks: int, min_keep: int
 ) -> torch.Tensor:
     """Keep the first dropped runs of every block that would otherwise have fewer than `min_keep` tokens."""
     if min_keep == 0:
         return keep
     kept = torch.zeros(num_blocks, dtype=torch.long, device=keep.device).scatter_add_(0, block, keep.long())
-    dropped = exists & ~keep
     rank = dropped.cumsum(0) - dropped.long()  # dropped runs before this one, over all blocks
     first_rank = torch.full_like(kept, keep.shape[0]).scatter_reduce_(
         0, block, torch.where(dropped, rank, keep.shape[0]), "amin"
@@ -331,7 +342,9 @@ def _restore_minimum(
     return keep | (dropped & (rank - first_rank[block] < (min_keep - kept)[block]))
 
 
-def _anchor_offset(length: torch.Tensor, in_block: torch.Tensor, config: CompressionConfig) -> torch.Tensor:
+def _anchor_offset(
+    length: torch.Tensor, start: torch.Tensor, in_block: torch.Tensor, config: CompressionConfig
+) -> torch.Tensor:
     """Return (N,) long over run slots: the anchor's offset from the first cell of the run.
 
     A mean is anchored at the middle cell, whose position is the nearest to the run's centre.
@@ -340,7 +353,7 @@ def _anchor_offset(length: torch.Tensor, in_block: torch.Tensor, config: Compres
         return torch.zeros_like(length)
     if config.pooling == "mean":
         return (length - 1).clamp(min=0) // 2
-    return (_hash32(in_block, config.seed) * length) >> 32  # a uniform integer in 0..length-1
+    return (_hash32(in_block[start], config.seed) * length) >> 32  # a uniform integer in 0..length-1
 
 
 def _hash32(index: torch.Tensor, seed: int) -> torch.Tensor:

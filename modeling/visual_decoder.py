@@ -10,7 +10,7 @@ from torch import nn
 from .decoder_files import load_decoder_files, save_decoder_files
 from .decoder_tables import UNKNOWN_CLASS, check_classes, resized_tables, token_tables
 from .families import stock_model_type
-from .vocabulary_scores import mean_row, require_readable, top_k_tokens
+from .vocabulary_scores import best_tokens, mean_row, require_readable, top_k_tokens
 
 KINDS = ("linear", "factored", "pruned")
 
@@ -171,7 +171,7 @@ class VisualDecoder(nn.Module):
         features: torch.Tensor,
         k: int | None = None,
         unembedding: torch.Tensor | None = None,
-        chunk_size: int = 8192,
+        chunk_size: int | None = None,
         log_probs: bool = False,
     ) -> Any:
         """Score features, or read them.
@@ -180,7 +180,7 @@ class VisualDecoder(nn.Module):
             features: (..., d) floating point.
             k: return the k best readings instead of scores, see ``read``.
             unembedding: (V, d) output matrix of the model; a factored decoder needs it, others ignore it.
-            chunk_size: classes scored at a time when reading.
+            chunk_size: classes scored at a time when reading, None for what suits the device.
             log_probs: with `k`, return the log-probabilities of the readings too.
 
         Returns:
@@ -191,13 +191,22 @@ class VisualDecoder(nn.Module):
         if k is None:
             hidden = self.transformed(features)
             return nn.functional.linear(hidden, matrix.to(hidden.dtype))
-        classes, scores = top_k_tokens(features, matrix, k, chunk_size=chunk_size, transform=self.transform)
-        ids = self.class_tokens.to(classes.device)[classes] if self.kind == "pruned" else classes
-        return (ids, scores) if log_probs else ids
+        options = {"chunk_size": chunk_size, "transform": self.transform}
+        if not log_probs:
+            return self._tokens(best_tokens(features, matrix, k, **options))
+        classes, scores = top_k_tokens(features, matrix, k, **options)
+        return self._tokens(classes), scores
+
+    def _tokens(self, classes: torch.Tensor) -> torch.Tensor:
+        return self.class_tokens.to(classes.device)[classes] if self.kind == "pruned" else classes
 
     @torch.no_grad()
     def read(
-        self, features: torch.Tensor, k: int = 1, unembedding: torch.Tensor | None = None, chunk_size: int = 8192
+        self,
+        features: torch.Tensor,
+        k: int = 1,
+        unembedding: torch.Tensor | None = None,
+        chunk_size: int | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the k best readings of every feature and how sure they are, without holding all scores at once.
 
@@ -205,7 +214,7 @@ class VisualDecoder(nn.Module):
             features: (N, d) of any floating dtype; scored in float32.
             k: readings per feature, at most num_classes.
             unembedding: (V, d) output matrix of the model; a factored decoder needs it, others ignore it.
-            chunk_size: classes scored at a time.
+            chunk_size: classes scored at a time, None for what suits the device.
 
         Returns:
             ids: (N, k) long token ids, best first; log_probs: (N, k) float32, log-softmax over the decoder's classes.
@@ -214,16 +223,26 @@ class VisualDecoder(nn.Module):
         Raises:
             ValueError: if the width of `features` is not d, k is out of range, or a needed `unembedding` is absent.
         """
-        borrowed = require_readable(self.matrix(unembedding)) if self.kind == "factored" else None
         # By way of the module call, so that the hooks of an offloaded module bring its weight.
-        ids, scores = self(features, k, borrowed, chunk_size, log_probs=True)
+        ids, scores = self(features, k, self._borrowed(unembedding), chunk_size, log_probs=True)
         return ids.to(features.device), scores.to(features.device)
 
+    @torch.no_grad()
     def top_k(
-        self, features: torch.Tensor, k: int = 1, unembedding: torch.Tensor | None = None, chunk_size: int = 8192
+        self,
+        features: torch.Tensor,
+        k: int = 1,
+        unembedding: torch.Tensor | None = None,
+        chunk_size: int | None = None,
     ) -> torch.Tensor:
-        """Return the k best readings of every feature, (N, k) long token ids, best first; see ``read``."""
-        return self.read(features, k, unembedding, chunk_size)[0]
+        """Return the k best readings of every feature, (N, k) long token ids, best first.
+
+        Arguments and errors are those of ``read``; without log-probabilities it costs less.
+        """
+        return self(features, k, self._borrowed(unembedding), chunk_size).to(features.device)
+
+    def _borrowed(self, unembedding: torch.Tensor | None) -> torch.Tensor | None:
+        return require_readable(self.matrix(unembedding)) if self.kind == "factored" else None
 
     def set_token_tables(self, tokenizer: Any) -> None:
         """Fill the tables ``meaningless`` and ``text_class`` from a tokenizer."""
