@@ -58,8 +58,9 @@ def run(args: argparse.Namespace) -> Result:
 
     from ..lenses.lens_correspondence import ClassVocabulary
     from ..targets import data_label, read_questions
+    from .protocols import PROTOCOLS, Options
     from .replicate_report import format_report
-    from .replicate_rows import PROTOCOLS, Bench, Options, replicate_picture
+    from .replicate_rows import Bench, replicate_picture
     from .replicate_summary import summarize
 
     started = time.time()

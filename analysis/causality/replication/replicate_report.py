@@ -13,7 +13,7 @@ from ..scorers import TRAPS, self_test
 from ..settings import SETTINGS
 from ..tables import markdown_table, percent
 from .neo2024 import DEFECTS, judge_trap
-from .replicate_rows import PROTOCOLS
+from .protocols import PROTOCOLS
 from .replicate_summary import PUBLISHED_LENS
 
 COLORS = {"published": CONTROL, "compatible": PALETTE[1], "corrected": PALETTE[0]}

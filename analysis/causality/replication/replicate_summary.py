@@ -15,7 +15,7 @@ from dualstream.eval.statistics import cluster_proportion, proportion
 from ..knockouts.routes import PAPER_ROUTES
 from ..lenses.lens_shares import best_depth, share_estimate
 from ..settings import SETTINGS
-from .replicate_rows import PROTOCOLS
+from .protocols import PROTOCOLS
 
 # Figures of arXiv 2410.07149 for LLaVA-1.5 7B as public replications quote them, in percent of baseline-correct
 # answers destroyed; its tables were not at hand. They are about another model and other pictures.

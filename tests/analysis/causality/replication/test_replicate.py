@@ -9,6 +9,7 @@ from dualstream.analysis.annotated_images import AnnotatedImage, AnnotatedObject
 from dualstream.analysis.causality.ablations.replacement import collect_reference
 from dualstream.analysis.causality.lenses.lens_correspondence import ClassVocabulary
 from dualstream.analysis.causality.replication.neo2024 import cells_of_object
+from dualstream.analysis.causality.replication.protocols import Compatible, Corrected, Options
 from dualstream.analysis.causality.replication.replicate_report import format_report
 from dualstream.analysis.causality.replication.replicate_rows import (
     NO_GRID,
@@ -16,9 +17,6 @@ from dualstream.analysis.causality.replication.replicate_rows import (
     PASSED,
     SCHEMA,
     Bench,
-    Compatible,
-    Corrected,
-    Options,
     replicate_picture,
 )
 from dualstream.analysis.causality.replication.replicate_summary import summarize
