@@ -27,6 +27,8 @@ CORPUS = 4  # times as many pictures, or the files of one shard would weigh more
 ARMS = ("none", "rle", "rle_drop_top1")
 OPTIONS = ("yes", "no", "left", "right")
 
+Ways = dict[str, Callable[[], Any]]
+
 
 @dataclass(frozen=True)
 class Subject:
@@ -76,7 +78,7 @@ class Job:
 
     name: str
     bare: str
-    ways: dict[str, Callable[[], Any]]
+    ways: Ways
     images: int
     facts: dict[str, dict[str, Any]] = field(default_factory=dict)
 
@@ -132,7 +134,7 @@ def sweep(subject: Subject) -> list[Job]:
         for each in inputs:
             read(lenses, each, list(range(blocks + 1)), layers)
 
-    ways = {
+    ways: Ways = {
         BARE_FORWARD: subject.forward,
         "language model's depths, one pass": llm_depths,
         "tower's depths, one pass": partial(vision_depths, read_in_one_pass),

@@ -1,6 +1,7 @@
 """The house itself: import cost, import directions, what a wheel contains, and that no folder leaks a bare name."""
 
 import ast
+import importlib.metadata
 import json
 import subprocess
 import sys
@@ -9,6 +10,9 @@ import zipfile
 from pathlib import Path
 
 import pytest
+
+import dualstream
+from dualstream import cli
 
 ROOT = Path(__file__).resolve().parents[1]
 # A folder may import itself and the folders before it.
@@ -29,6 +33,19 @@ def test_import_is_fast_and_loads_no_torch():
     assert time.perf_counter() - start - bare < 0.5
     assert not modules & {"torch", "transformers", "numpy", "PIL"}
     assert not modules & set(ORDER), "a folder was imported under its bare name"
+
+
+def test_the_version_is_looked_up_when_it_is_asked_for(capsys):
+    name = "importlib.metadata"  # takes longer to import than everything else of the top level
+    code = f"import sys; before = {name!r} in sys.modules; import dualstream; print(before, {name!r} in sys.modules)"
+    before, after = run_python(code).split()
+    assert before == after
+    assert dualstream.__version__ == importlib.metadata.version("dualstream")
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["--version"])
+    assert stop.value.code == 0 and capsys.readouterr().out == f"dualstream {dualstream.__version__}\n"
+    with pytest.raises(AttributeError, match="no attribute 'nothing_of_the_sort'"):
+        _ = dualstream.nothing_of_the_sort
 
 
 def test_no_help_waits_for_a_heavy_library():
