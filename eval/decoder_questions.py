@@ -52,7 +52,11 @@ class GivenReadings(VisualDecoder):
         return decoder
 
     def top_k(
-        self, features: torch.Tensor, k: int = 1, unembedding: torch.Tensor | None = None, chunk_size: int = 8192
+        self,
+        features: torch.Tensor,
+        k: int = 1,
+        unembedding: torch.Tensor | None = None,
+        chunk_size: int | None = None,
     ) -> torch.Tensor:
         """Return the first k given readings of every feature, (N, k) long.
 
