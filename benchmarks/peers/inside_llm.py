@@ -113,23 +113,23 @@ class Stream:
 
     def __init__(self, task: Task, output: Any, cache: bool = True) -> None:
         model, family = task.model, family_of(task.model)
-        self.text: Any = family.language_model(model)
-        self.blocks, self.norm, self.head = self.text.layers, family.final_norm(model), family.unembedding(model)
-        if "sliding_attention" in (getattr(self.text.config, "layer_types", None) or ()):
+        self.config: Any = model.config.get_text_config()
+        self.blocks: Any = family.llm_blocks(model)
+        self.norm, self.head = family.final_norm(model), family.unembedding(model)
+        if "sliding_attention" in (getattr(self.config, "layer_types", None) or ()):
             raise ValueError("a language model with sliding attention is not supported")
         self.token, self.depth = task.placeholder, 0
         self.ids, self.mask, self.positions = task.inputs["input_ids"], task.inputs["attention_mask"], task.positions()
         self.visual = task.cells * task.blocks_per_row
-        self.cache = DynamicCache(config=self.text.config) if cache else None
+        self.cache = DynamicCache(config=self.config) if cache else None
         embedded = model.get_input_embeddings()(self.ids)
         features = flatten_features(output.pooler_output).to(embedded.dtype)
         self.hidden = embedded.masked_scatter((self.ids == self.token)[..., None], features)
-        self.rotary = tuple(
-            part.expand(len(self.ids), -1, -1) for part in self.text.rotary_emb(embedded, self.positions)
-        )
+        rotary: Any = family.language_model(model).rotary_emb
+        self.rotary = tuple(part.expand(len(self.ids), -1, -1) for part in rotary(embedded, self.positions))
         deep = getattr(output, "deepstack_features", None) or []
         self.deepstack = [flatten_features(layer).view(len(self.ids), self.visual, -1) for layer in deep]
-        self.attended = self._causal_mask(self.text.config)
+        self.attended = self._causal_mask(self.config)
 
     def run(self, depth: int) -> None:
         """Execute blocks until `depth` have been."""
@@ -166,7 +166,7 @@ class Stream:
         self.rotary = tuple(_rows(part, order) for part in self.rotary)
         self.ids, self.mask = self.ids.gather(1, order), self.mask.gather(1, order)
         self.positions = self.positions.gather(-1, order.expand_as(self.positions[..., : order.shape[1]]))
-        self.attended = self._causal_mask(self.text.config)
+        self.attended = self._causal_mask(self.config)
 
     def first_token(self) -> torch.Tensor:
         """Return the most likely next token of every row, (B,) long."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -185,7 +186,7 @@ class Peers:
         yield FULL, lambda: uncompressed(model, inputs)
         yield LIMIT, lambda: native_short(model, inputs, reduction, grids)
         for kind, reader in self.readers.items():
-            yield f"{OURS}, {kind}", lambda reader=reader: compressed(model, inputs, reduction, reader, grids)
+            yield f"{OURS}, {kind}", partial(compressed, model, inputs, reduction, reader, grids)
         yield TWO_PASSES, lambda: published_two_passes(task, self.tokenizer)
         yield "published, decoder", lambda: published_decoder(task, self._matrix(), self.tokenizer)
         yield "vision attention", lambda: vision_attention(task)
@@ -195,7 +196,7 @@ class Peers:
         yield f"{INSIDE}, in stages", lambda: pyramid_drop(task)
         yield "token matching", lambda: token_matching(task)
         for name, rule in (("token matching, numpy", "tome"), ("neighbour merging, scipy", "neighbours")):
-            yield name, lambda rule=rule: planned(task, RULES[rule], self._any_reader())
+            yield name, partial(planned, task, RULES[rule], self._any_reader())
         yield "random cells", lambda: random_cells(task)
         yield "strided cells", lambda: strided_cells(task)
 
