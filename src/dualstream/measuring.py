@@ -200,7 +200,7 @@ class _Counter(TorchDispatchMode):
         name = func.overloadpacket.__name__
         self.counts.by_name[name] += 1
         self.counts.operations += 1
-        self.counts.waits += name in WAITING or _selects(name, args)
+        self.counts.waits += name in WAITING or _selects(name, args) or _leaves_device(name, args, result)
         for leaf in tree_leaves(result):
             if isinstance(leaf, torch.Tensor):
                 self._count(leaf.untyped_storage(), given)
@@ -218,6 +218,11 @@ class _Counter(TorchDispatchMode):
     def _forget(self, key: int, size: int) -> None:
         self._known.discard(key)
         self._live -= size
+
+
+def _leaves_device(name: str, args: Any, result: Any) -> bool:
+    """Whether a tensor is copied from an accelerator to the CPU."""
+    return name == "_to_copy" and args[0].device.type != "cpu" and result.device.type == "cpu"
 
 
 def _selects(name: str, args: Any) -> bool:
