@@ -96,12 +96,19 @@ def peer_table(record: Record) -> str:
         lines.append([way, *(cell(first, name) for name in ("kv_bytes", "operations", "waits")), *cells])
     head = ["method", "keys and values", "operations", "waits"]
     head += [f"batch {batch}, {rate_title(rate)}" for batch, rate in settings]
-    note = f"Median ms and ratio to {LIMIT} [95 %]; bytes and counts at the first setting:"
-    return f"{note}\n\n{markdown_table(head, lines)}"
+    note = f"Median ms and ratio to {LIMIT} [95 %]"
+    if any("full_depth_ratio" in row for row in rows):
+        note += ", behind the arrow those of the whole model, computed from the times of single blocks"
+    return f"{note}; bytes and counts at the first setting:\n\n{markdown_table(head, lines)}"
 
 
 def _peer_cell(row: Row | None) -> str:
-    return "" if row is None else f"{significant(row['median_ms'])}, {cell(row, 'ratio')}"
+    if row is None:
+        return ""
+    text = f"{significant(row['median_ms'])}, {cell(row, 'ratio')}"
+    if "full_depth_ratio" not in row:
+        return text
+    return f"{text} → {significant(row['full_depth_ms'])}, {cell(row, 'full_depth_ratio')}"
 
 
 def _stage_cell(row: Row | None) -> str:

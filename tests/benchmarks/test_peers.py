@@ -6,6 +6,7 @@ from dualstream.benchmarks.peers import Depths, peers_of, run
 from dualstream.benchmarks.peers.depth import VISION, BlockClock, Spent, at_full_depth
 from dualstream.benchmarks.peers.published import first_pass_blocks
 from dualstream.benchmarks.peers.task import task_of
+from dualstream.benchmarks.pivots import peer_table
 from dualstream.benchmarks.prefill import FULL, LIMIT
 from dualstream.benchmarks.shapes import SHAPES, build_model
 from dualstream.benchmarks.workload import make_inputs
@@ -219,6 +220,14 @@ def test_rows_of_a_model_that_was_cut():
     assert limit["full_depth_ratio"]["value"] == 1
     rows = run(model, inputs, [0.5], 2, Clock(), None, ("pruned",), ["drop inside"], Depths(4, 4, 3, 3))
     assert "full_depth_ms" not in rows[0]
+
+
+def test_table_tells_of_the_whole_model(by_hand, make_record):
+    row = by_hand.time("peers", "drop inside", 20.0, ratio=2.0, ratio_low=1.9, ratio_high=2.1)
+    whole = {"full_depth_ms": 110.0, "full_depth_ratio": {"value": 1.1, "low": 1.0, "high": 1.25}}
+    plain, cut = (peer_table(make_record([found])) for found in (row, {**row, **whole}))
+    assert "20.0, 2.000 [1.900, 2.100] |" in plain and "whole model" not in plain
+    assert "2.000 [1.900, 2.100] → 110, 1.100 [1.000, 1.250] |" in cut and "whole model, computed" in cut
 
 
 def test_cheap_choices_add_no_waits_beyond_the_prompt():
