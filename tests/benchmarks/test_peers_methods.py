@@ -19,7 +19,7 @@ from dualstream.benchmarks.peers.published import (
     published_two_passes,
     shortened_row,
 )
-from dualstream.benchmarks.peers.task import means, task_of
+from dualstream.benchmarks.peers.task import means, shortened, task_of
 from dualstream.benchmarks.peers.vision_attention import (
     class_attention,
     dominant_and_contextual,
@@ -275,6 +275,27 @@ def test_merged_tokens_enter_as_a_plan_of_the_product_would(name, peer):
     assert torch.equal(found.first_token, reference.first_token) and found.length == reference.length
     for one, other in zip(last_states(found), last_states(reference), strict=True):
         torch.testing.assert_close(one, other, atol=2e-4, rtol=2e-4)
+
+
+@pytest.mark.parametrize("name", ["tiny", "tiny-qwen2.5-vl"])
+def test_decoding_can_go_on_from_what_a_peer_returns(name):
+    model, inputs = opened(name, batch=2, ragged=True)
+    task = task_of(model, inputs, RATE)
+    found = peers_of(model, inputs, RATE, (), ["strided cells"])["strided cells"]()
+    cells = (2 * torch.arange(task.keep) + 1) * task.cells // (2 * task.keep)
+    with torch.no_grad():
+        short, features = shortened(task, task.encoded(), cells.expand(2, -1), None)
+    token = found.first_token[:, None]
+    after = found.position_ids.amax(-1)
+    after = (after.amax(0, keepdim=True).expand_as(after) if after.ndim == 2 else after)[..., None] + 1
+    mask = torch.cat([found.attention_mask, torch.ones_like(token)], 1)
+    longer = {**short, "input_ids": torch.cat([short["input_ids"], token], 1), "attention_mask": mask}
+    longer["position_ids"] = torch.cat([short["position_ids"], after], -1)
+    longer.pop("mm_token_type_ids", None)
+    with torch.no_grad():
+        step = model(input_ids=token, past_key_values=found.cache, attention_mask=mask, position_ids=after)
+        whole = model(**longer, mm_encoder_outputs={"image": features}, logits_to_keep=1)
+    torch.testing.assert_close(step.logits, whole.logits, atol=2e-3, rtol=2e-3)
 
 
 # ------------------------------------------------------------------ the published way
