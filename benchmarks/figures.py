@@ -12,7 +12,7 @@ from dualstream.analysis.figure_style import CONTROL as GREY
 from dualstream.analysis.figure_style import PALETTE, figure, save
 
 from .goals import compressed_rows, control_of, limit_of
-from .labels import ordered_ways, short_title
+from .labels import ordered_ways, rate_title, short_title
 from .prefill import FULL, LIMIT, OURS
 from .records import Record, Row
 from .stages import STAGES
@@ -141,33 +141,35 @@ def stages(record: Record, folder: Path) -> Path | None:
 
 
 def peers(record: Record, folder: Path) -> Path | None:
-    """Milliseconds to the first token of every method at the same number of kept tokens."""
-    rows = [row for row in record.of("peers") if row.get("median_ms") is not None]
+    """Milliseconds to the first token of every method at the same number of kept tokens.
+
+    Of a model that was cut, there is a second panel with what the whole one would take, as calculated.
+    """
+    rows = record.of("peers")
     if not rows:
         return None
-    settings = list(dict.fromkeys((row["batch"], row.get("reduction")) for row in rows))[:MAX_PANELS]
-    most = max(sum((row["batch"], row.get("reduction")) == setting for row in rows) for setting in settings)
-    size = (2.4 + 2.6 * len(settings), 1.1 + 0.27 * most)
-    with figure(1, len(settings), size=size) as (drawn, axes):
-        names = list(dict.fromkeys(row["way"] for row in rows))
-        for panel, setting in zip(axes[0], settings, strict=True):
-            own = {row["way"]: row for row in rows if (row["batch"], row.get("reduction")) == setting}
-            shown = [(place, own[name]) for place, name in enumerate(names) if name in own]
-            colors = [_peer_color(row["way"]) for _, row in shown]
+    columns = [name for name in ("median_ms", "full_depth_ms") if any(name in row for row in rows)]
+    settings = dict.fromkeys((row["batch"], row["reduction"]) for row in rows)
+    panels = [(*setting, column) for setting in settings for column in columns][:MAX_PANELS]
+    names = list(dict.fromkeys(row["way"] for row in rows))
+    with figure(1, len(panels), size=(2.4 + 2.6 * len(panels), 1.2 + 0.27 * len(names))) as (drawn, axes):
+        for panel, (batch, rate, column) in zip(axes[0], panels, strict=True):
+            own = {row["way"]: row for row in rows if (row["batch"], row["reduction"]) == (batch, rate)}
+            shown = [(place, own[name]) for place, name in enumerate(names) if column in own.get(name, {})]
+            measured = column == "median_ms"
             panel.barh(
                 [place for place, _ in shown],
-                [row["median_ms"] for _, row in shown],
-                color=colors,
+                [row[column] for _, row in shown],
+                color=[_peer_color(row["way"]) for _, row in shown],
                 height=0.7,
-                xerr=_quartiles([row for _, row in shown]),
+                xerr=_quartiles([row for _, row in shown]) if measured else None,
                 ecolor="#333333",
+                alpha=1.0 if measured else 0.6,
             )
             panel.set_yticks(range(len(names)), names if panel is axes[0][0] else [""] * len(names))
             panel.invert_yaxis()
             panel.grid(axis="y", visible=False)
-            batch, reduction = setting
-            removed = "" if reduction is None else f", {100 * reduction:.0f} % fewer"
-            panel.set_title(f"batch {batch}{removed}")
+            panel.set_title(f"batch {batch}, {rate_title(rate)}" + ("" if measured else ",\nall blocks, calculated"))
             panel.set_xlabel("ms to first token")
         drawn.suptitle(short_title(record), fontsize=9.5)
         return _small(drawn, folder / f"{record.name}-peers{ENDING}")

@@ -1,6 +1,6 @@
 """Rows side by side: every figure in its own cell, kinds of rows in tables of their own."""
 
-from dualstream.benchmarks.pivots import batch_table, details, kind_tables, stage_tables
+from dualstream.benchmarks.pivots import batch_table, details, kind_tables, peer_table, stage_tables
 
 
 def test_stages_are_rows_and_ways_are_columns(make_record, by_hand):
@@ -43,3 +43,14 @@ def test_kinds_have_tables_of_their_own_and_long_ones_are_folded():
     assert fit.startswith("Fit:\n\n| way | slope |")
     assert kind_tables(rows)[0].startswith("Point:\n\n| way | x |")
     assert kind_tables([{"way": "a", "x": 1}]) == ["| way | x |\n| --- | --- |\n| a | 1 |"]
+
+
+def test_peers_of_a_cut_model_say_what_the_whole_one_would_take(make_record, by_hand):
+    found = {"ratio": 1.25, "ratio_low": 1.0, "ratio_high": 1.5, "ratio_to": "native short"}
+    whole = {"full_depth_ms": 70.0, "full_depth_ratio": {"value": 1.125, "low": 1.0, "high": 1.25}}
+    rows = [by_hand.time("peers", "a", 10.0, **found, **whole), by_hand.time("peers", "b", 10.0, **found)]
+    table = peer_table(make_record(rows))
+    assert "behind the arrow those of the whole model" in table
+    assert "| a |  |  |  | 10.0, 1.250 [1.000, 1.500] → 70.0, 1.125 [1.000, 1.250] |" in table
+    assert "| b |  |  |  | 10.0, 1.250 [1.000, 1.500] |" in table
+    assert "arrow" not in peer_table(make_record(rows[1:]))
