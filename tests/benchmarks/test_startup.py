@@ -31,6 +31,13 @@ def test_rows_tell_time_and_what_was_imported():
     assert json.loads(json.dumps(rows)) == rows
 
 
+def test_libraries_run_in_fewer_rounds(monkeypatch):
+    monkeypatch.setattr(startup, "LIBRARIES", ("csv",))
+    monkeypatch.setattr(startup, "LIBRARY_ROUNDS", 2)
+    rows = startup.run(3, chosen={"csv": "import csv", "import dualstream": "import dualstream"})
+    assert {row["way"]: row["rounds"] for row in rows} == {startup.BARE: 3, "import dualstream": 3, "csv": 2}
+
+
 def test_modules_are_those_of_a_fresh_process():
     assert "numpy" not in startup.modules_after("pass")
     found = startup.modules_after("from dualstream.cli import main; main(['--help'])")
