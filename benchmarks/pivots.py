@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from dualstream.eval.result_tables import markdown_table
 
 from .labels import ordered_ways, rate_title
 from .prefill import FULL, LIMIT
 from .records import Record, Row
 from .stages import STAGES
-from .tables import cell, rows_table, significant
+from .tables import cell, number, rows_table, significant
 
 #: Suites whose rows a figure or a table side by side shows too: their long tables are folded away.
-SHOWN_OTHERWISE, LONG_TABLE = ("headline", "peers", "memory", "growth"), 24
+SHOWN_OTHERWISE, LONG_TABLE = ("headline", "peers", "memory", "growth", "before_after"), 24
 
 
 def details(record: Record, suite: str) -> str:
     """All that a record knows of a suite."""
     if suite == "stages":
         return stage_tables(record)
-    parts = {"peers": [peer_table], "memory": [batch_table]}.get(suite, [])
+    own = {"peers": peer_table, "memory": batch_table, "growth": growth_lines, "before_after": change_table}
+    parts = [own[suite]] if suite in own else []
     tables = kind_tables(record.of(suite), LONG_TABLE if suite in SHOWN_OTHERWISE else None)
     return "\n\n".join(filter(None, [*(part(record) for part in parts), *tables]))
 
@@ -39,6 +42,35 @@ def kind_tables(rows: list[Row], longest: int | None = None) -> list[str]:
         else:
             parts.append(f"{name}:\n\n{rows_table(own)}" if kind else rows_table(own))
     return parts
+
+
+def growth_lines(record: Record) -> str:
+    """What every fitted curve says, in a sentence each."""
+    fits = [row for row in record.of("growth") if row.get("explanation")]
+    return "\n".join(f"- **{row['curve']}**, {row['way']}: {row['explanation']}" for row in fits)
+
+
+def change_table(record: Record) -> str:
+    """A line per step, before and after: time, ratio, and counts of work."""
+    cases: dict[tuple[Any, ...], dict[str, Row]] = {}
+    for row in record.of("before_after"):
+        key = row.get("kind"), row.get("what"), row.get("batch"), row.get("visual_tokens")
+        cases.setdefault(key, {})[row["way"]] = row
+    lines = []
+    for (kind, what, *sizes), ways in cases.items():
+        if set(ways) != {"before", "after"}:
+            continue
+        before, after = ways["before"], ways["after"]
+        counts = [f"{cell(before, name)} → {cell(after, name)}" for name in ("operations", "waits", "peak_bytes")]
+        times = [cell(before, "median_ms"), cell(after, "median_ms"), cell(after, "ratio")]
+        equal = {True: "yes", False: "no"}.get(after.get("equal"), "")
+        lines.append(
+            [str(kind), str(what), *("" if size is None else number(size) for size in sizes), *times, *counts, equal]
+        )
+    if not lines:
+        return ""
+    head = ["step", "on", "batch", "visual tokens", "before, ms", "after, ms", "after / before [95 %]"]
+    return markdown_table([*head, "operations", "waits", "peak memory", "same result"], lines)
 
 
 def batch_table(record: Record) -> str:

@@ -11,14 +11,14 @@ from dualstream.eval.result_tables import markdown_table
 Row = Mapping[str, Any]
 
 MIB, GIB, GIGA = 2**20, 2**30, 1e9
-HIDDEN = ("suite", "seed")  # known from where the table stands
+HIDDEN = ("suite", "seed", "explanation")  # known from where the table stands, or said above it
 # Columns with these names (or these endings) are shares, printed in percent.
 SHARES = ("reduction", "share", "share_of_prefill", "error")
 # Labels, in this order, come first; everything else follows as the rows have it.
 FIRST = (
     "model",
     "job",
-    "axis",
+    "curve",
     "way",
     "decoder",
     "stage",

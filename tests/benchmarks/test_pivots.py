@@ -1,6 +1,6 @@
 """Rows side by side: every figure in its own cell, kinds of rows in tables of their own."""
 
-from dualstream.benchmarks.pivots import batch_table, details, kind_tables, peer_table, stage_tables
+from dualstream.benchmarks.pivots import batch_table, change_table, details, kind_tables, peer_table, stage_tables
 
 
 def test_stages_are_rows_and_ways_are_columns(make_record, by_hand):
@@ -54,3 +54,28 @@ def test_peers_of_a_cut_model_say_what_the_whole_one_would_take(make_record, by_
     assert "| a |  |  |  | 10.0, 1.250 [1.000, 1.500] → 70.0, 1.125 [1.000, 1.250] |" in table
     assert "| b |  |  |  | 10.0, 1.250 [1.000, 1.500] |" in table
     assert "arrow" not in peer_table(make_record(rows[1:]))
+
+
+def test_steps_before_and_after_stand_in_one_line(make_record, by_hand):
+    same = {"kind": "plan", "what": "a grid", "batch": 8, "equal": True}
+    found = {"ratio": 0.25, "ratio_low": 0.2, "ratio_high": 0.3, "ratio_to": "before"}
+    rows = [
+        by_hand.time("before_after", "before", 8.0, operations=80, waits=7, peak_bytes=2**21, **same),
+        by_hand.time("before_after", "after", 2.0, operations=60, waits=2, peak_bytes=2**20, **same, **found),
+        by_hand.time("before_after", "before", 8.0, **{**same, "kind": "alone"}),
+    ]
+    table = change_table(make_record(rows))
+    assert (
+        "| plan | a grid | 8 | 576 | 8.00 [7.20, 8.80] | 2.00 [1.80, 2.20] | 0.250 [0.200, 0.300] | 80 → 60 | 7 → 2 | "
+        "2.00 MiB → 1.00 MiB | yes |"
+    ) in table
+    assert "alone" not in table and "alone" in details(make_record(rows), "before_after").lower()
+
+
+def test_curves_are_explained_in_words(make_record):
+    rows = [{"suite": "growth", "kind": "fit", "curve": "batch", "way": "a", "slope": 2.5, "explanation": "It grows."}]
+    found = details(make_record(rows), "growth")
+    assert (
+        found
+        == "- **batch**, a: It grows.\n\nFit:\n\n| curve | way | slope |\n| --- | --- | --- |\n| batch | a | 2.50 |"
+    )
