@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from dualstream.eval.result_tables import markdown_table
 
 from .labels import ordered_ways, rate_title
@@ -13,14 +11,16 @@ from .stages import STAGES
 from .tables import cell, number, rows_table, significant
 
 #: Suites whose rows a figure or a table side by side shows too: their long tables are folded away.
-SHOWN_OTHERWISE, LONG_TABLE = ("headline", "peers", "memory", "growth", "before_after"), 24
+SHOWN_OTHERWISE, LONG_TABLE = ("headline", "peers", "memory", "growth"), 24
+CASE = ("kind", "what", "batch", "visual_tokens")  # columns that a step has in common before and after
 
 
 def details(record: Record, suite: str) -> str:
     """All that a record knows of a suite."""
-    if suite == "stages":
-        return stage_tables(record)
-    own = {"peers": peer_table, "memory": batch_table, "growth": growth_lines, "before_after": change_table}
+    whole = {"stages": stage_tables, "before_after": change_table}
+    if suite in whole:
+        return whole[suite](record)
+    own = {"peers": peer_table, "memory": batch_table, "growth": growth_lines}
     parts = [own[suite]] if suite in own else []
     tables = kind_tables(record.of(suite), LONG_TABLE if suite in SHOWN_OTHERWISE else None)
     return "\n\n".join(filter(None, [*(part(record) for part in parts), *tables]))
@@ -52,25 +52,24 @@ def growth_lines(record: Record) -> str:
 
 def change_table(record: Record) -> str:
     """A line per step, before and after: time, ratio, and counts of work."""
-    cases: dict[tuple[Any, ...], dict[str, Row]] = {}
+    lines, before = [], None
     for row in record.of("before_after"):
-        key = row.get("kind"), row.get("what"), row.get("batch"), row.get("visual_tokens")
-        cases.setdefault(key, {})[row["way"]] = row
-    lines = []
-    for (kind, what, *sizes), ways in cases.items():
-        if set(ways) != {"before", "after"}:
+        if row["way"] == "before":
+            before = row
             continue
-        before, after = ways["before"], ways["after"]
+        if before is None or any(before.get(name) != row.get(name) for name in CASE):
+            raise ValueError(f"record {record.name}: step {row.get('what')!r} has no row `before` in front of it")
+        after, (kind, what, *sizes) = row, (row.get(name) for name in CASE)
         counts = [f"{cell(before, name)} → {cell(after, name)}" for name in ("operations", "waits", "peak_bytes")]
         times = [cell(before, "median_ms"), cell(after, "median_ms"), cell(after, "ratio")]
         equal = {True: "yes", False: "no"}.get(after.get("equal"), "")
         lines.append(
             [str(kind), str(what), *("" if size is None else number(size) for size in sizes), *times, *counts, equal]
         )
-    if not lines:
-        return ""
     head = ["step", "on", "batch", "visual tokens", "before, ms", "after, ms", "after / before [95 %]"]
-    return markdown_table([*head, "operations", "waits", "peak memory", "same result"], lines)
+    table = markdown_table([*head, "operations", "waits", "peak memory", "same result"], lines)
+    revisions = {row["revision"] for row in record.of("before_after") if row.get("revision")}
+    return f"*before* is revision {', '.join(sorted(revisions))}.\n\n{table}" if revisions else table
 
 
 def batch_table(record: Record) -> str:

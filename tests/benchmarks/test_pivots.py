@@ -1,5 +1,7 @@
 """Rows side by side: every figure in its own cell, kinds of rows in tables of their own."""
 
+import pytest
+
 from dualstream.benchmarks.pivots import batch_table, change_table, details, kind_tables, peer_table, stage_tables
 
 
@@ -62,14 +64,16 @@ def test_steps_before_and_after_stand_in_one_line(make_record, by_hand):
     rows = [
         by_hand.time("before_after", "before", 8.0, operations=80, waits=7, peak_bytes=2**21, **same),
         by_hand.time("before_after", "after", 2.0, operations=60, waits=2, peak_bytes=2**20, **same, **found),
-        by_hand.time("before_after", "before", 8.0, **{**same, "kind": "alone"}),
     ]
     table = change_table(make_record(rows))
     assert (
         "| plan | a grid | 8 | 576 | 8.00 [7.20, 8.80] | 2.00 [1.80, 2.20] | 0.250 [0.200, 0.300] | 80 → 60 | 7 → 2 | "
         "2.00 MiB → 1.00 MiB | yes |"
     ) in table
-    assert "alone" not in table and "alone" in details(make_record(rows), "before_after").lower()
+    assert table in details(make_record(rows * 2), "before_after")
+    for odd in (rows[1:], [{**rows[0], "what": "another"}, rows[1]]):
+        with pytest.raises(ValueError, match="step 'a grid' has no row `before` in front of it"):
+            change_table(make_record(odd))
 
 
 def test_curves_are_explained_in_words(make_record):
