@@ -204,7 +204,8 @@ def _section(
         parts.append(summary.joining_table(shown))
     for record in shown:
         parts.append(f"### {short_title(record)} (`{record.name}`)" if len(shown) > 1 else f"`{record.name}`")
-        parts += [f"![{section.title}: {short_title(record)}]({link})" for link in _links(figures, record, section)]
+        images = [f"![{section.title}: {short_title(record)}]({link})" for link in _links(figures, record, section)]
+        parts.append("\n".join(images))  # one paragraph: they stand side by side where there is room
         parts.append(details(record, section.suite))
     return parts
 
