@@ -57,7 +57,7 @@ class Tower:
         block: multiply-adds per token of one block, attention left out.
         pairs: pairs of tokens that see each other, of every block.
         connector: multiply-adds of everything behind the blocks.
-        cells: visual tokens that come out.
+        grids: height and width in visual tokens of every feature block that comes out.
     """
 
     patches: int
@@ -67,7 +67,12 @@ class Tower:
     block: int
     pairs: tuple[int, ...]
     connector: int
-    cells: int
+    grids: tuple[tuple[int, int], ...]
+
+    @property
+    def cells(self) -> int:
+        """Visual tokens that come out."""
+        return sum(rows * columns for rows, columns in self.grids)
 
 
 def tower_of(config: Any, image_size: tuple[int, int]) -> Tower:
@@ -89,8 +94,9 @@ def _tiled_tower(config: Any, image_size: tuple[int, int]) -> Tower:
     tile, patch = _side(vision.image_size), _side(vision.patch_size)
     tiles = (image_size[0] // tile) * (image_size[1] // tile)
     per_tile = (tile // patch) ** 2
-    merged = round(1 / config.downsample_ratio**2) if family_of(config).name == "internvl" else 1
-    cells = tiles * per_tile // merged
+    merge = round(1 / config.downsample_ratio) if family_of(config).name == "internvl" else 1
+    side = tile // patch // merge
+    cells, merged = tiles * side**2, merge**2
     states = vision.hidden_size
     return Tower(
         patches=tiles * per_tile,
@@ -100,7 +106,7 @@ def _tiled_tower(config: Any, image_size: tuple[int, int]) -> Tower:
         block=4 * states**2 + 2 * states * vision.intermediate_size,
         pairs=(tiles * (per_tile + 1) ** 2,) * vision.num_hidden_layers,
         connector=cells * (merged * states * width + width**2),
-        cells=cells,
+        grids=((side, side),) * tiles,
     )
 
 
@@ -128,7 +134,7 @@ def _native_tower(config: Any, image_size: tuple[int, int]) -> Tower:
         block=4 * states**2 + matrices * states * feed_forward,
         pairs=tuple(pairs),
         connector=mergers * cells * ((merged * states) ** 2 + merged * states * out),
-        cells=cells,
+        grids=((rows, columns),),
     )
 
 

@@ -11,7 +11,7 @@ import torch
 
 from dualstream.measuring import Clock
 
-from . import headline, micro, peers, stages, startup
+from . import growth, headline, memory, micro, peers, stages, startup
 from .forced_map import DECODERS
 from .machine import describe_model
 from .shapes import build_model, shape_named
@@ -215,7 +215,41 @@ def _overheads(bench: Bench) -> list[Row]:
     return overheads.run(bench.rounds, bench.progress, device=bench.clock.device.type)
 
 
-MODEL_SUITES: dict[str, Callable[[Bench], list[Row]]] = {"headline": _headline, "stages": _stages, "peers": _peers}
+def _growth(bench: Bench) -> list[Row]:
+    return growth.run(
+        bench.model,
+        bench.shape_name,
+        bench.image_size,
+        bench.detail,
+        bench.decoders[0],
+        bench.rounds,
+        bench.clock,
+        bench.text_tokens,
+        progress=bench.progress,
+    )
+
+
+def _memory(bench: Bench) -> list[Row]:
+    return memory.run(
+        bench.shape_name,
+        bench.image_size,
+        bench.images,
+        bench.text_tokens,
+        bench.reductions,
+        bench.decoders,
+        dtype=bench.model.dtype,
+        checked=bench.model,
+        progress=bench.progress,
+    )
+
+
+MODEL_SUITES: dict[str, Callable[[Bench], list[Row]]] = {
+    "headline": _headline,
+    "stages": _stages,
+    "peers": _peers,
+    "growth": _growth,
+    "memory": _memory,
+}
 OTHER_SUITES: dict[str, Callable[[Bench], list[Row]]] = {
     "micro": lambda bench: micro.run(bench.rounds, bench.clock, bench.progress),
     "overheads": _overheads,
