@@ -62,7 +62,7 @@ def change_table(record: Record) -> str:
         after, (kind, what, *sizes) = row, (row.get(name) for name in CASE)
         counts = [f"{cell(before, name)} → {cell(after, name)}" for name in ("operations", "waits", "peak_bytes")]
         times = [cell(before, "median_ms"), cell(after, "median_ms"), cell(after, "ratio")]
-        equal = {True: "yes", False: "no"}.get(after.get("equal"), "")
+        equal = cell(after, "equal")
         lines.append(
             [str(kind), str(what), *("" if size is None else number(size) for size in sizes), *times, *counts, equal]
         )

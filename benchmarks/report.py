@@ -72,8 +72,8 @@ SECTIONS = (
     Section(
         "growth",
         "How cost grows",
-        "Along one axis at a time: size of the picture, batch, number of pictures, vocabulary, length of the answer. "
-        "Lines are fitted to the medians.",
+        "Along one variable at a time, all points of a curve in turns. Lines have the form of the work: linear, with "
+        "a square where tokens see each other; they are held against FLOPs in closed form at the same points.",
     ),
     Section(
         "memory",
