@@ -53,7 +53,8 @@ class Growth:
         text_tokens: of a row.
         reduction: share of visual tokens that compression removes.
         decoder: kind that reads, see ``forced_map.build_decoder``.
-        quick: three points per curve, and small ones.
+        quick: three points per curve, without the limit where the headline has it already; for machines on which a
+            point takes seconds.
     """
 
     model: Any
@@ -63,6 +64,11 @@ class Growth:
     reduction: float
     decoder: str
     quick: bool
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Ways of a point."""
+        return (FULL, OURS) if self.quick else (FULL, LIMIT, OURS)
 
     def __post_init__(self) -> None:
         self.reader = build_decoder(self.decoder, self.model)
@@ -74,9 +80,10 @@ class Growth:
         batch: int = 1,
         images: int = 1,
         reduction: float | None = None,
-        names: Sequence[str] = (FULL, LIMIT, OURS),
+        names: Sequence[str] | None = None,
     ) -> Point:
         """Make a point whose ways lead to the first token; x None stands for the visual tokens of a row."""
+        names = names or self.names
         image_size, reduction = image_size or self.image_size, self.reduction if reduction is None else reduction
         inputs = make_inputs(self.model, image_size, batch, images, self.text_tokens)
         grids = feature_grids(self.model, inputs)
@@ -204,7 +211,8 @@ def _depth_points(growth: Growth) -> list[Point]:
     """Blocks of the language model; the deepest point also reads by itself, see ``_full_depth_row``."""
     model, deepest = growth.model, growth.model.config.get_text_config().num_hidden_layers
     points = []
-    for layers in sorted({max(1, round(deepest * share)) for share in (0.25, 0.5, 0.75, 1.0)}):
+    shares = (0.25, 0.5, 1.0) if growth.quick else (0.25, 0.5, 0.75, 1.0)
+    for layers in sorted({max(1, round(deepest * share)) for share in shares}):
         with cut(model, layers):
             point = growth.first_token(layers)
         point.ways = {name: _at_depth(model, layers, way) for name, way in point.ways.items()}

@@ -216,15 +216,18 @@ def _overheads(bench: Bench) -> list[Row]:
 
 
 def _growth(bench: Bench) -> list[Row]:
+    """On a CPU a point of real width takes seconds: fewer of them there, and at most four rounds."""
+    slow = bench.clock.device.type == "cpu" and not shape_named(bench.shape_name).is_toy
     return growth.run(
         bench.model,
         bench.shape_name,
         bench.image_size,
         bench.detail,
         bench.decoders[0],
-        bench.rounds,
+        min(bench.rounds, 4) if slow else bench.rounds,
         bench.clock,
         bench.text_tokens,
+        quick=slow,
         progress=bench.progress,
     )
 
