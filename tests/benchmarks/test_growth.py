@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from dualstream.benchmarks import growth, growth_fits
 from dualstream.benchmarks.growth_points import POINTS, Growth, cut
-from dualstream.benchmarks.measuring import count_work
 from dualstream.benchmarks.prefill import FULL, OURS, uncompressed
 from dualstream.benchmarks.shapes import SHAPES, build_config, build_model
 from dualstream.benchmarks.workload import make_inputs
+from dualstream.measuring import count_work
 from dualstream.modeling.families import family_of
 
 LARGE, SMALL = (448, 672), (224, 224)
