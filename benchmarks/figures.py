@@ -11,6 +11,7 @@ from PIL import Image
 from dualstream.analysis.figure_style import CONTROL as GREY
 from dualstream.analysis.figure_style import PALETTE, figure, save
 
+from . import growth_figures
 from .goals import compressed_rows, control_of, limit_of
 from .labels import ordered_ways, rate_title, short_title
 from .prefill import FULL, LIMIT, OURS
@@ -41,6 +42,8 @@ def draw(record: Record, folder: Path) -> dict[str, list[Path]]:
     for suite, functions in drawers.items():
         paths = [function(record, folder) for function in functions]
         found[suite] = [path for path in paths if path is not None]
+    curves = growth_figures.figures(record.of("growth"), folder / f"{record.name}-growth")
+    found["growth"] = [_few_colors(path) for path in curves]
     return {suite: paths for suite, paths in found.items() if paths}
 
 
@@ -177,7 +180,10 @@ def peers(record: Record, folder: Path) -> Path | None:
 
 def _small(drawn: Any, path: Path) -> Path:
     """Save a figure with few colours: a third of the bytes, and nothing to see of it."""
-    save(drawn, path)
+    return _few_colors(save(drawn, path))
+
+
+def _few_colors(path: Path) -> Path:
     with Image.open(path) as image:
         few = image.convert("RGB").quantize(COLORS, dither=Image.Dither.NONE)
     few.save(path, optimize=True)

@@ -128,13 +128,18 @@ def test_the_same_records_make_the_same_bytes(tmp_path, make_record, by_hand):
     rows += [
         by_hand.time("peers", way, value) for way, value in (("compressed, pruned", 3.0), ("double prefill", 9.0))
     ]
+    curve = {"curve": "batch", "unit": "rows"}
+    rows += [by_hand.time("growth", "uncompressed", 5.0 * x, kind="point", x=x, **curve) for x in (1, 2)]
+    rows.append(
+        {"suite": "growth", "kind": "fit", "way": "uncompressed", **curve, "constant_ms": 0.0, "linear_ms": 5.0}
+    )
     save(make_record(rows), tmp_path / "speed" / "by-hand.json")
     stopped = make_record(by_hand.stages(), name="stopped")
     save(stopped, tmp_path / "speed" / "stopped.unfinished.json")
     (tmp_path / "speed" / "peers.md").write_text("A remark about peers.\n")
     target = tmp_path / "BENCHMARKS.md"
     written = report.write_report(tmp_path / "speed", target)
-    assert written[0] == target and len(written) == 5
+    assert written[0] == target and len(written) == 6
     before = {path: path.read_bytes() for path in written}
     assert {path: path.read_bytes() for path in report.write_report(tmp_path / "speed", target)} == before
     text = target.read_text()
