@@ -20,7 +20,7 @@ from dualstream.eval.decoder_costs import decoder_cost, decoder_sizes, largest_p
 from dualstream.eval.prompt_costs import kv_bytes_per_token
 from dualstream.measuring import peak_bytes
 from dualstream.modeling.families import family_of
-from dualstream.modeling.vocabulary_scores import CPU_CHUNK, DEVICE_CHUNK
+from dualstream.modeling.vocabulary_scores import CHUNK, CPU_HALVES_CHUNK
 
 from .closed_form import Tower, tower_of, weight_bytes
 from .forced_map import build_decoder, kept_cells
@@ -158,7 +158,7 @@ def _reading_bytes(model: Any, cells: int, decoder: str, joined: bool) -> Bytes:
     (vocab_size, width), size = decoder_sizes(model.config), model.dtype.itemsize
     classes = largest_pruned(model.config) if decoder == "pruned" else vocab_size
     on_cpu, halves = model.device.type == "cpu", size < FLOAT32 and decoder != "factored"
-    chunk = min(classes, CPU_CHUNK if on_cpu else DEVICE_CHUNK)
+    chunk = min(classes, CPU_HALVES_CHUNK if on_cpu and size < FLOAT32 else CHUNK)
     beside = size if on_cpu and halves else FLOAT32 if classes > chunk else 0
     scores = chunk * (FLOAT32 + beside)
     transformed = 2 * FLOAT32 * width if decoder == "factored" else 0

@@ -14,7 +14,8 @@ from dualstream.eval.decoder_costs import internvl3_8b, llava_1_5_7b, qwen2_5_vl
 from dualstream.modeling.families import family_of
 
 WEIGHT_SCALE = 0.02
-REPEATED = 2**22  # random numbers that are drawn once and repeated to fill every matrix
+# Random numbers that are drawn once and repeated to fill every matrix; a prime, so that no two rows are equal.
+REPEATED = 4_194_301
 TOY_TEXT = {
     "vocab_size": 2048,
     "hidden_size": 128,

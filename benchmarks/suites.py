@@ -246,6 +246,12 @@ def _memory(bench: Bench) -> list[Row]:
     )
 
 
+def _before_after(bench: Bench) -> list[Row]:
+    from . import before_after  # reads an older revision
+
+    return before_after.run(bench.rounds, bench.clock, bench.progress, bench.revision)
+
+
 MODEL_SUITES: dict[str, Callable[[Bench], list[Row]]] = {
     "headline": _headline,
     "stages": _stages,
@@ -257,6 +263,7 @@ OTHER_SUITES: dict[str, Callable[[Bench], list[Row]]] = {
     "micro": lambda bench: micro.run(bench.rounds, bench.clock, bench.progress),
     "overheads": _overheads,
     "startup": lambda bench: startup.run(bench.rounds, bench.progress),
+    "before_after": _before_after,
 }
 SUITES = {**MODEL_SUITES, **OTHER_SUITES}
 

@@ -4,12 +4,13 @@ from collections.abc import Iterator
 
 import torch
 
-# Rows scored at a time. A CPU casts them to float32 first, and malloc hands blocks of up to 32 MB out again without
-# new page faults; an accelerator wants few launches.
-CPU_CHUNK, DEVICE_CHUNK = 1024, 8192
+# Rows scored at a time, fewer if they are halves on a CPU: what is cast to float32 there then stays below 32 MB, and
+# malloc hands such blocks out again without new page faults.
+CHUNK, CPU_HALVES_CHUNK = 8192, 1024
 HALVES = (torch.bfloat16, torch.float16)
-# Two bfloat16 scores are off by half a unit in the eighth bit each; doubled for the sums that were rounded.
-ROUNDING = 2.0**-7
+# Rounding to bfloat16 moves a score by up to 2^-8 of itself, and two scores apart or together by twice that; doubled
+# for the sums that were rounded.
+ROUNDING = 2.0**-6
 CANDIDATES = 8
 
 
@@ -63,7 +64,7 @@ def best_tokens(
     _check(features, weight, k)
     rounded = weight.device.type == "cpu" and features.dtype == weight.dtype == torch.bfloat16
     if rounded and transform is None and bias is None and len(weight) > k + CANDIDATES:
-        ids = _best_of_rounded(features.detach().cpu(), weight.detach(), k, chunk_size or CPU_CHUNK)
+        ids = _best_of_rounded(features.detach().cpu(), weight.detach(), k, chunk_size or CPU_HALVES_CHUNK)
     else:
         ids = _best_rows(_inputs(features, weight, transform), weight, k, bias, chunk_size).ids
     return ids.to(features.device)
@@ -118,7 +119,8 @@ def _scored(
     inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, chunk_size: int | None
 ) -> Iterator[tuple[int, torch.Tensor]]:
     """Yield the first row of every slice of `weight` and the float32 scores (N, slice) of its rows."""
-    chunk_size = chunk_size or (CPU_CHUNK if weight.device.type == "cpu" else DEVICE_CHUNK)
+    casts = weight.device.type == "cpu" and weight.dtype != torch.float32
+    chunk_size = chunk_size or (CPU_HALVES_CHUNK if casts else CHUNK)
     for begin in range(0, len(weight), chunk_size):
         scores = float32_product(inputs, weight[begin : begin + chunk_size].detach())
         yield begin, scores if bias is None else scores + bias[begin : begin + chunk_size].detach().float()

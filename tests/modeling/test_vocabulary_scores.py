@@ -54,6 +54,14 @@ def test_ids_are_those_of_the_float32_scores(k):
     assert not torch.equal(rounded, expected)  # what taking the bfloat16 product at its word would give
 
 
+def test_the_bound_covers_what_rounding_does_to_two_scores():
+    features, weight = matrices(500, 2000, 64, 1.0, seed=2)
+    exact = features.double() @ weight.double().T
+    moved = ((features @ weight.T).double() - exact).abs() / exact.abs()
+    worst = moved[exact.abs() > 1].max()
+    assert 0.9 * 2**-8 < worst <= vocabulary_scores.ROUNDING / 3
+
+
 def test_only_what_rounding_leaves_open_is_scored_again(monkeypatch):
     features, weight = matrices(50, 400, 64, 1.0, seed=1)
     settled = []
