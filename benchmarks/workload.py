@@ -47,27 +47,33 @@ def make_inputs(
         raise ValueError(f"text_tokens={text_tokens} must be at least batch={batch} where rows are ragged")
     generator = torch.Generator().manual_seed(seed)
     config: Any = model.config
+    device: Any = model.device
+    dtype: Any = model.dtype
     image_inputs, tokens = _pictures(model, image_size, batch * images, generator)
     image_token = family_of(model).image_token_id(config)
-    delimiters = [getattr(config, f"vision_{end}_token_id", None) for end in ("start", "end")]
-    before, after = ([[token]] if token is not None else [[]] for token in delimiters)
-    picture = before[0] + [image_token] * tokens + after[0]
-    words = torch.randint(
-        3, min(config.get_text_config().vocab_size, image_token) // 2, (batch, text_tokens), generator=generator
+    start, end = (getattr(config, f"vision_{place}_token_id", None) for place in ("start", "end"))
+    picture = [token for token in (start, *[image_token] * tokens, end) if token is not None]
+    last_word = min(config.get_text_config().vocab_size, image_token) // 2
+    words = torch.randint(3, last_word, (batch, text_tokens), generator=generator).tolist()
+    ids, mask = _left_padded(
+        [
+            [*row[:1], *picture * images, *row[1 : text_tokens - (number if ragged else 0)]]
+            for number, row in enumerate(words)
+        ]
     )
-    rows = []
-    for row in words.tolist():
-        shorter = len(rows) if ragged else 0
-        rows.append([row[0]] + picture * images + row[1 : text_tokens - shorter])
-    length = len(rows[0])
-    ids = torch.tensor([[0] * (length - len(row)) + row for row in rows])
-    mask = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in rows])
     inputs = {"input_ids": ids, "attention_mask": mask, **image_inputs}
     if family_of(model).has_mrope:
         inputs["mm_token_type_ids"] = (ids == image_token).int()
-    inputs = {name: value.to(model.device) for name, value in inputs.items()}
-    inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
+    inputs = {name: value.to(device) for name, value in inputs.items()}
+    inputs["pixel_values"] = inputs["pixel_values"].to(dtype)
     return inputs
+
+
+def _left_padded(rows: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return ids and mask of rows of different lengths."""
+    length = max(map(len, rows))
+    ids = torch.tensor([[0] * (length - len(row)) + row for row in rows])
+    return ids, torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in rows])
 
 
 def image_inputs_of(model: nn.Module, inputs: Inputs) -> Inputs:
