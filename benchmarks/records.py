@@ -66,11 +66,18 @@ def save(record: Record, path: Path) -> None:
         ValueError: it holds a value that JSON does not have, such as NaN or an array.
     """
     try:
-        text = json.dumps(asdict(record), indent=1, ensure_ascii=False, allow_nan=False)
+        text = _text(asdict(record))
     except (TypeError, ValueError) as error:
         raise ValueError(f"record {record.name} holds a value that is not plain, finite JSON: {error}") from error
     with atomic_file(path) as file:
         file.write((text + "\n").encode())
+
+
+def _text(values: dict[str, Any]) -> str:
+    """JSON with a line per row, so that files stay small and differences between them readable."""
+    options: Any = {"ensure_ascii": False, "allow_nan": False}
+    rows = ",\n".join(json.dumps(row, **options) for row in values.pop("rows"))
+    return json.dumps({**values, "rows": []}, indent=1, **options).removesuffix("[]\n}") + f"[\n{rows}\n]\n}}"
 
 
 def load(path: Path) -> Record:
