@@ -38,6 +38,7 @@ UNITS = {
     "depth": "blocks of the language model",
 }
 AGREES = 0.1  # of the growth that FLOPs predict, beyond the interval of what was measured
+WIDE = 1.5  # an interval whose ends are further apart says nothing
 REASON_LESS = "time grows less: part of it (dispatch, reading weights, the half that causal attention skips) is fixed"
 REASON_MORE = "time grows more: work that is no matrix product, or moves bytes, grows too"
 REASONS = {"answer length": "a step of one token reads all weights, so that bytes and not FLOPs set its time"}
@@ -164,9 +165,16 @@ def _fit_row(curve: str, way: str, found: Fit, points: Sequence[Point]) -> Row:
         "growth_low": least,
         "growth_high": most,
         "flops_growth": expected,
-        "agrees": bool(least <= expected * (1 + AGREES) and most >= expected * (1 - AGREES)),
+        "agrees": _agreement(least, most, expected),
     }
     return {**row, "explanation": _explanation(row)}
+
+
+def _agreement(least: float, most: float, expected: float) -> bool | None:
+    """Whether an interval of growth holds what was expected; None if it is too wide to tell."""
+    if most > least * WIDE:
+        return None
+    return bool(least <= expected * (1 + AGREES) and most >= expected * (1 - AGREES))
 
 
 def _explanation(row: Row) -> str:
@@ -178,6 +186,8 @@ def _explanation(row: Row) -> str:
         f"term is {row['top_share']:.0%} of the time ({row['top_share_low']:.0%} to {row['top_share_high']:.0%}) and "
         f"{row['flops_top_share']:.0%} of the FLOPs"
     )
+    if row["agrees"] is None:
+        return facts + ": the rounds differ too much to tell."
     if row["agrees"]:
         return facts + ": growth agrees."
     return f"{facts}: {REASONS.get(row['curve'], REASON_LESS if growth < expected else REASON_MORE)}."
@@ -210,6 +220,8 @@ def _full_depth_row(
         "reading_share_low": float(low),
         "reading_share_high": float(high),
         "flops_reading_share": deepest.flops[READING] / _full_flops(growth, full),
+        "explanation": "reading / time of the uncompressed first token on the fitted line at full depth of the "
+        "language model; a tower that was cut makes the share larger than it is",
     }
 
 

@@ -143,3 +143,6 @@ def test_a_sentence_says_whether_growth_agrees():
     flat = growth_fits.fit(x, np.ones((3, 3)), 2)
     row = growth._fit_row("image size", FULL, flat, points)
     assert not row["agrees"] and "grows less" in row["explanation"]
+    wild = growth_fits.fit(x, np.array([x, np.square(x) / 100, np.ones(3)]), 2)
+    row = growth._fit_row("image size", FULL, wild, points)
+    assert row["agrees"] is None and row["explanation"].endswith("differ too much to tell.")
