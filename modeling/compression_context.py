@@ -105,7 +105,7 @@ def _usable_decoder(
     if decoder is None:
         decoder = VisualDecoder.from_unembedding(family_of(model).unembedding(model).weight)
     decoder.check_compatible(model)
-    if decoder.has_token_tables or (tokenizer is None and not config.needs_token_tables):
+    if (tokenizer is None and not config.needs_token_tables) or decoder.has_token_tables:
         return decoder
     if tokenizer is None:
         tokenizer = _tokenizer_of(model, config)
