@@ -106,7 +106,7 @@ def run(args: argparse.Namespace) -> Result:
         payload |= {"record": str(path), "rows": rows}
         text.append(_summary(rows) + f"\nrecord: {path}")
     if args.report is not None:
-        from .report import write_report
+        from .report.page import write_report
 
         written = write_report(args.out, args.report)
         payload["report"] = [str(path) for path in written]

@@ -210,9 +210,9 @@ def _peers(bench: Bench) -> list[Row]:
 
 
 def _overheads(bench: Bench) -> list[Row]:
-    from . import overheads  # imports most of the package
+    from .overheads import suite  # imports most of the package
 
-    return overheads.run(bench.rounds, bench.progress, device=bench.clock.device.type)
+    return suite.run(bench.rounds, bench.progress, device=bench.clock.device.type)
 
 
 def _growth(bench: Bench) -> list[Row]:

@@ -35,7 +35,7 @@ def test_measures_records_and_reports(tmp_path, capsys):
     assert record["shape"]["layers"] == 1 and record["shape"]["full_layers"] == 4 and record["shape"]["is_reduced"]
     assert str(tmp_path) not in json.dumps(record)
     ours = next(row for row in record["rows"] if row["way"] == "compressed, pruned")
-    assert f"{ours['ratio']:.2f}" in page.read_text()
+    assert f"{ours['ratio']:.3f}" in page.read_text()
     assert "not yet measured" in page.read_text().lower()
 
 

@@ -6,8 +6,8 @@ from dualstream.benchmarks.peers import Depths, peers_of, run
 from dualstream.benchmarks.peers.depth import VISION, BlockClock, Spent, at_full_depth
 from dualstream.benchmarks.peers.published import first_pass_blocks
 from dualstream.benchmarks.peers.task import task_of
-from dualstream.benchmarks.pivots import peer_table
 from dualstream.benchmarks.prefill import FULL, LIMIT
+from dualstream.benchmarks.report.pivots import peer_table
 from dualstream.benchmarks.shapes import SHAPES, build_model
 from dualstream.benchmarks.workload import make_inputs
 from dualstream.measuring import Clock, count_work

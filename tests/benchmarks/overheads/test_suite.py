@@ -7,8 +7,8 @@ from itertools import pairwise
 import pytest
 import torch
 
-from dualstream.benchmarks import overheads
-from dualstream.benchmarks.overhead_jobs import ARMS, JOBS, open_subject
+from dualstream.benchmarks.overheads import suite as overheads
+from dualstream.benchmarks.overheads.jobs import ARMS, JOBS, open_subject
 from dualstream.measuring import count_work
 from dualstream.modeling import family_of
 from dualstream.modeling.lens import image_features_and_states

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from .headline import CONTROL
-from .prefill import FULL, LIMIT, OURS
-from .records import Record, Row
+from ..headline import CONTROL
+from ..prefill import FULL, LIMIT, OURS
+from ..records import Record, Row
 from .tables import significant
 
 #: Most that a compressed first token may take, as a multiple of the natively short prompt's, by kind of device.

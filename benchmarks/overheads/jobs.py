@@ -228,7 +228,7 @@ def lmms(subject: Subject) -> list[Job]:
     """Requests of lmms-eval through its own model classes; nothing where lmms-eval is not installed."""
     if find_spec("lmms_eval") is None:
         return []
-    from .overhead_lmms import lmms_jobs
+    from .lmms import lmms_jobs
 
     return [
         Job(name, bare, ways, len(subject.items))

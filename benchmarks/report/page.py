@@ -10,12 +10,12 @@ from pathlib import Path
 from dualstream.data_builders.token_maps.atomic import atomic_file
 from dualstream.eval.result_tables import markdown_table
 
+from ..records import Record, load_folder
 from . import summary
 from .figures import draw
 from .labels import short_title
 from .missing import missing_section
 from .pivots import details
-from .records import Record, load_folder
 
 FIGURES = "figures"
 

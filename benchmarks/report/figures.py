@@ -11,12 +11,12 @@ from PIL import Image
 from dualstream.analysis.figure_style import CONTROL as GREY
 from dualstream.analysis.figure_style import PALETTE, figure, save
 
-from . import growth_figures
+from .. import growth_figures
+from ..prefill import FULL, LIMIT, OURS
+from ..records import Record, Row
+from ..stages import STAGES
 from .goals import compressed_rows, control_of, limit_of
 from .labels import ordered_ways, rate_title, short_title
-from .prefill import FULL, LIMIT, OURS
-from .records import Record, Row
-from .stages import STAGES
 
 ENDING = ".png"
 MAX_PANELS = 4

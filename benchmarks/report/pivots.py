@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dualstream.eval.result_tables import markdown_table
 
+from ..prefill import FULL, LIMIT
+from ..records import Record, Row
+from ..stages import STAGES
 from .labels import ordered_ways, rate_title
-from .prefill import FULL, LIMIT
-from .records import Record, Row
-from .stages import STAGES
 from .tables import cell, number, rows_table, significant
 
 #: Suites whose rows a figure or a table side by side shows too: their long tables are folded away.

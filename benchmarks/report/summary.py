@@ -7,12 +7,12 @@ from collections.abc import Sequence
 
 from dualstream.eval.result_tables import markdown_table
 
+from ..headline import CONTROL
+from ..prefill import FULL, OURS
+from ..records import Record, Row
+from ..stages import FULL_DEPTH_SUM
 from . import goals
-from .headline import CONTROL
 from .labels import rate_title, short_title
-from .prefill import FULL, OURS
-from .records import Record, Row
-from .stages import FULL_DEPTH_SUM
 from .tables import cell, significant
 
 GOALS = (

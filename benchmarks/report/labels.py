@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from .prefill import FULL, LIMIT, OURS
-from .records import Record
-from .shapes import SHAPES
+from ..prefill import FULL, LIMIT, OURS
+from ..records import Record
+from ..shapes import SHAPES
 
 
 def short_title(record: Record) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 from dualstream.measuring import Clock, against, interleaved, timing
 
-from .overhead_jobs import JOBS, Job, Subject, open_subject
+from .jobs import JOBS, Job, Subject, open_subject
 
 SUITE = "overheads"
 MODELS = ("tiny-llava", "tiny-qwen2-vl")

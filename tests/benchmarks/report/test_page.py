@@ -9,9 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dualstream.benchmarks import command, goals, missing, report
+from dualstream.benchmarks import command
 from dualstream.benchmarks.machine import ROOT
 from dualstream.benchmarks.records import save
+from dualstream.benchmarks.report import goals, missing
+from dualstream.benchmarks.report import page as report
 from dualstream.benchmarks.suites import OTHER_SUITES, SUITES
 
 RATIOS = {0.16: (1.02, 1.01, 1.03), 0.28: (1.12, 1.05, 1.2), 0.49: (1.3, 1.25, 1.35)}

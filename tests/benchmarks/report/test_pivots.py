@@ -2,7 +2,14 @@
 
 import pytest
 
-from dualstream.benchmarks.pivots import batch_table, change_table, details, kind_tables, peer_table, stage_tables
+from dualstream.benchmarks.report.pivots import (
+    batch_table,
+    change_table,
+    details,
+    kind_tables,
+    peer_table,
+    stage_tables,
+)
 
 
 def test_stages_are_rows_and_ways_are_columns(make_record, by_hand):

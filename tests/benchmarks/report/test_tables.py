@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dualstream.benchmarks.tables import number, rows_table, significant, size
+from dualstream.benchmarks.report.tables import number, rows_table, significant, size
 
 
 @given(st.floats(-1e12, 1e12, allow_nan=False))

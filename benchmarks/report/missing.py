@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from dualstream.eval.result_tables import markdown_table
 
-from .command import REDUCTIONS
+from ..command import REDUCTIONS
+from ..records import Record
 from .goals import compressed_rows
-from .records import Record
 
 #: Figures at full size on an accelerator: the report says of each whether it was measured.
 FULL_SIZE = ("llava-1.5-7b", "qwen2.5-vl-7b")

@@ -1,0 +1,1 @@
+"""BENCHMARKS.md, rendered from records and from nothing else."""
