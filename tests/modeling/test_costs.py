@@ -7,9 +7,11 @@ that is not enough the path runs on fake tensors of a CUDA device, on which anyt
 import pytest
 import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from dualstream.measuring import count_work
-from dualstream.modeling import visual_compression
+from dualstream.measuring import WAITING, count_work
+from dualstream.modeling import compression_report, visual_compression
 from dualstream.modeling.compression_context import compressing
 from dualstream.modeling.compression_report import host_inputs
 from dualstream.modeling.prompt_plan import plan_prompt
@@ -163,3 +165,78 @@ def test_the_host_learns_of_prompts_in_one_transfer(on_cuda):
         "attention_mask": ((8, 620), "cpu"),
         "image_grid_thw": ((8, 3), "cpu"),
     }
+
+
+# ---------------------------------------------------------------------- the whole pass
+
+
+class PretendedDevice(TorchDispatchMode):
+    """Counts waits of a pass as if a model and its inputs lay on an accelerator, while all is on the CPU.
+
+    What comes from them lies there too, until ``cpu``, ``tolist`` or a read of a value brings it to the host.
+    """
+
+    def __init__(self, monkeypatch, tensors):
+        super().__init__()
+        self.waits, self.storages = 0, {}
+        for tensor in tensors:
+            self._put(tensor)
+        stock = {name: getattr(torch.Tensor, name) for name in ("cpu", "tolist")}
+        monkeypatch.setattr(torch.Tensor, "cpu", lambda x: self._fetched(x) if self._there(x) else stock["cpu"](x))
+        monkeypatch.setattr(
+            torch.Tensor, "tolist", lambda x: stock["tolist"](self._fetched(x) if self._there(x) else x)
+        )
+        monkeypatch.setattr(compression_report, "on_host", self._fetch_together)
+
+    def _put(self, tensor):
+        self.storages[tensor.untyped_storage()._cdata] = tensor.untyped_storage()  # kept alive: keys stay unique
+
+    def _there(self, tensor):
+        return isinstance(tensor, torch.Tensor) and tensor.untyped_storage()._cdata in self.storages
+
+    def _fetched(self, tensor):
+        self.waits += 1
+        return torch.from_numpy(tensor.detach().numpy().copy())  # unseen by the mode
+
+    def _fetch_together(self, tensors):
+        found = {name: self._fetched(tensor) for name, tensor in tensors.items()}
+        self.waits -= len(found) - 1
+        return found
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        given = [leaf for leaf in tree_leaves((args, kwargs)) if self._there(leaf)]
+        name = func.overloadpacket.__name__
+        masks = args[1] if name in ("index", "index_put", "index_put_") else ()
+        selects = any(self._there(mask) and mask.dtype == torch.bool for mask in masks)
+        self.waits += bool(given) and (name in WAITING or selects)
+        for leaf in tree_leaves(result) if given else ():
+            if isinstance(leaf, torch.Tensor):
+                self._put(leaf)
+        return result
+
+
+@pytest.mark.parametrize("call", ["forward", "generate"])
+@pytest.mark.parametrize("rows", [["tiiit"], ["tiitt", "iit"]])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_compressed_pass_waits_twice_more_than_a_stock_one(
+    family, rows, call, tiny_model, coarse_decoder, monkeypatch
+):
+    tiny = tiny_model(family)
+    inputs = tiny.inputs(rows)
+
+    def waits(model):
+        owned = [*model.parameters(), *model.buffers(), *coarse_decoder.parameters(), *coarse_decoder.buffers()]
+        with monkeypatch.context() as patch, torch.no_grad():
+            with PretendedDevice(patch, [*owned, *inputs.values()]) as counter:
+                if call == "forward":
+                    model(**inputs)
+                else:
+                    model.generate(**inputs, max_new_tokens=1, do_sample=False)
+            return counter.waits
+
+    stock = waits(tiny.model)
+    with compressing(tiny.model, "rle", coarse_decoder) as model:
+        compressed = waits(model)
+        assert model.last_compression.kept_tokens < model.last_compression.visual_tokens
+    assert compressed - stock == 2
