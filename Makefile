@@ -6,7 +6,7 @@ OUT ?= out/demo
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help env demo test lint types format build clean
+.PHONY: help env demo test bench lint types format build clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -26,6 +26,9 @@ demo: env  ## read a picture as text, answer from fewer tokens, write a report
 
 test: env  ## run the test suite (two processes, offline, CPU)
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+
+bench: env  ## measure the tiny shape (minutes) and render BENCHMARKS.md from all records
+	$(BIN)/dualstream bench --shape tiny --report $(ARGS)
 
 lint: env types  ## check style and types
 	$(BIN)/ruff check .

@@ -11,7 +11,7 @@ from PIL import Image
 from dualstream.analysis.figure_style import CONTROL as GREY
 from dualstream.analysis.figure_style import PALETTE, figure, save
 
-from .. import growth_figures
+from ..growth import figures as growth_figures
 from ..prefill import FULL, LIMIT, OURS
 from ..records import Record, Row
 from ..stages import STAGES
@@ -42,7 +42,7 @@ def draw(record: Record, folder: Path) -> dict[str, list[Path]]:
     for suite, functions in drawers.items():
         paths = [function(record, folder) for function in functions]
         found[suite] = [path for path in paths if path is not None]
-    curves = growth_figures.figures(record.of("growth"), folder / f"{record.name}-growth")
+    curves = growth_figures(record.of("growth"), folder / f"{record.name}-growth")
     found["growth"] = [_few_colors(path) for path in curves]
     return {suite: paths for suite, paths in found.items() if paths}
 

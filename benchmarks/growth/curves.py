@@ -10,8 +10,8 @@ import numpy as np
 
 from dualstream.analysis.figure_style import CONTROL, PALETTE, figure, save
 
-from .growth_fits import PARTS
-from .prefill import FULL, LIMIT, OURS
+from ..prefill import FULL, LIMIT, OURS
+from .fits import PARTS
 
 COLORS = {FULL: PALETTE[0], LIMIT: CONTROL, OURS: PALETTE[1]}
 
@@ -22,7 +22,7 @@ def figures(rows: Sequence[Row], folder: str | Path) -> list[Path]:
     """Draw a figure per curve.
 
     Args:
-        rows: what ``growth.run`` returns; other rows are left out.
+        rows: what ``suite.run`` returns; other rows are left out.
         folder: of the files, made if it is missing.
 
     Returns:

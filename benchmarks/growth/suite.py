@@ -15,13 +15,13 @@ import numpy as np
 
 from dualstream.measuring import MILLISECONDS, Clock, against, interleaved, timing
 
-from .closed_form import prefill_flops
-from .growth_figures import figures
-from .growth_fits import PARTS, Fit, fit, polynomial
-from .growth_points import POINTS, READING, Growth, Point, Row
-from .prefill import FULL, LIMIT, OURS
-from .shapes import build_config
-from .workload import make_inputs
+from ..closed_form import prefill_flops
+from ..prefill import FULL, LIMIT, OURS
+from ..shapes import build_config
+from ..workload import make_inputs
+from .curves import figures
+from .fits import PARTS, Fit, fit, polynomial
+from .points import POINTS, READING, Growth, Point, Row
 
 __all__ = ["figures", "run"]
 

@@ -15,10 +15,10 @@ from dualstream.eval.prompt_costs import kv_bytes_per_token
 from dualstream.modeling import VisualDecoder, compressing
 from dualstream.modeling.families import family_of, flatten_features
 
-from .closed_form import Flops, answer_flops, connector_flops, prefill_flops, reading_flops, tower_flops
-from .forced_map import build_decoder, forced, kept_cells
-from .prefill import FULL, LIMIT, OURS, Way, compressed, feature_grids, native_short, uncompressed
-from .workload import Inputs, image_inputs_of, make_inputs
+from ..closed_form import Flops, answer_flops, connector_flops, prefill_flops, reading_flops, tower_flops
+from ..forced_map import build_decoder, forced, kept_cells
+from ..prefill import FULL, LIMIT, OURS, Way, compressed, feature_grids, native_short, uncompressed
+from ..workload import Inputs, image_inputs_of, make_inputs
 
 READING = "reading"
 
