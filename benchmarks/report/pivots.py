@@ -47,7 +47,7 @@ def kind_tables(rows: list[Row], longest: int | None = None) -> list[str]:
 def growth_lines(record: Record) -> str:
     """What every fitted curve says, in a sentence each."""
     fits = [row for row in record.of("growth") if row.get("explanation")]
-    return "\n".join(f"- **{row['curve']}**, {row['way']}: {row['explanation']}" for row in fits)
+    return "\n".join(f"- **{row['curve']}**, {row.get('way') or row['decoder']}: {row['explanation']}" for row in fits)
 
 
 def change_table(record: Record) -> str:

@@ -90,3 +90,14 @@ def test_curves_are_explained_in_words(make_record):
         found
         == "- **batch**, a: It grows.\n\nFit:\n\n| curve | way | slope |\n| --- | --- | --- |\n| batch | a | 2.50 |"
     )
+
+
+def test_a_share_of_reading_is_that_of_a_decoder(make_record):
+    row = {
+        "suite": "growth",
+        "kind": "share at full depth",
+        "curve": "depth",
+        "decoder": "pruned",
+        "explanation": "1 %.",
+    }
+    assert details(make_record([row]), "growth").startswith("- **depth**, pruned: 1 %.")
