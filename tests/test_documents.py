@@ -18,7 +18,6 @@ ROOT = Path(__file__).resolve().parents[1]
 LISTED = subprocess.run(["git", "ls-files", "*.md"], cwd=ROOT, capture_output=True, text=True, check=False).stdout
 TEMPLATES = {"data_builders/token_maps/card.md", "hub_cards/templates/model_card.md", "hub_cards/space/README.md"}
 TEMPLATES |= {"train/distill_card.md", "train/tiny_card.md"}  # filled in elsewhere
-GENERATED = {"BENCHMARKS.md"}  # by `dualstream bench --report`, from records
 PAGES = sorted(set(LISTED.split()) - TEMPLATES)
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
@@ -48,8 +47,6 @@ def broken_links(page, text):
             continue
         place, _, anchor = target.partition("#")
         path = (ROOT / page).parent / unquote(place) if place else ROOT / page
-        if path.resolve() in {ROOT / name for name in GENERATED}:
-            continue
         found = path.exists() and path.resolve().is_relative_to(ROOT)
         if found and anchor and path.suffix == ".md":
             own = text if path == ROOT / page else path.read_text(encoding="utf-8")
