@@ -19,7 +19,16 @@ from dualstream.eval.manifest import make_manifest, write_json
 
 from .benchmarks import ALL, SUITES, Benchmark, benchmarks_of
 from .cells import Cell, read_cell, weights_stamp, write_cell
-from .harness import Tasks, Views, data_settings, documents_of, require_harness, run_benchmark, scenes_of
+from .harness import (
+    Tasks,
+    Views,
+    data_settings,
+    documents_of,
+    leave_processes,
+    require_harness,
+    run_benchmark,
+    scenes_of,
+)
 from .report import draw, group_tables
 from .summary import summarize
 
@@ -62,6 +71,7 @@ def run(args: argparse.Namespace) -> Result:
         todo = [part for part in order if read_cell(part[0], args.out, _of(part, settings, args)) is None]
         if todo:
             _run_cells(args, todo, documents, settings)
+            leave_processes()
         if int(os.environ.get("RANK", "0")):
             return Result({}, "")  # the first of several processes has it all
         cells = {}

@@ -187,6 +187,18 @@ def run_benchmark(view: Any, task: Any, benchmark: Benchmark, documents: int | N
 _NO_TASKS: Any = object()  # stands where the harness would index all its tasks once more; objects need no index
 
 
+def leave_processes() -> None:
+    """Take leave of the other processes of a run, once all are done; does nothing in a run of one.
+
+    The threads of a group that is still there when the interpreter ends abort it now and then.
+    """
+    from torch import distributed
+
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.barrier()
+        distributed.destroy_process_group()
+
+
 def _gathered(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The records of all processes."""
     from torch import distributed
