@@ -133,7 +133,9 @@ def stages(record: Record, folder: Path) -> Path | None:
             widths = [own[bar]["median_ms"] if bar in own else 0.0 for bar in bars]
             panel.barh(range(len(bars)), widths, left=left, color=color, label=stage, height=0.7)
             left = [start + width for start, width in zip(left, widths, strict=True)]
-        names = [f"batch {batch}, {way}, {100 * reduction:.0f} % fewer" for batch, reduction, way in bars]
+        names = [
+            f"batch {batch}, {way}" + ("" if way == FULL else f", {rate_title(rate)}") for batch, rate, way in bars
+        ]
         panel.set_yticks(range(len(bars)), names)
         panel.invert_yaxis()
         panel.grid(axis="y", visible=False)
