@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 import dualstream.modeling
-from dualstream.measuring import Clock, against, count_work, interleaved, timing
+from dualstream.measuring import Clock, against, count_work, interleaved, repeated, timing
 
 from .forced_map import forced_ids
 from .shapes import build_model, shape_named
@@ -116,7 +116,7 @@ def run(
             steps = {"before": case.before, "after": case.after}
             equal = _same(case.before(), case.after())
             counts = {way: count_work(step, flops=False) for way, step in steps.items()}
-            timed = {way: _repeated(step, case.repeats) for way, step in steps.items()}
+            timed = {way: repeated(step, case.repeats) for way, step in steps.items()}
             seconds = interleaved(timed, rounds, clock=clock, progress=progress)
             for way, work in counts.items():
                 facts = {"kind": case.kind, "what": case.what, "batch": case.batch, "equal": equal}
@@ -228,14 +228,6 @@ def _whole(old: Any, now: Any, name: str, dtype: torch.dtype, device: torch.devi
     for kind, make in (("compress", compress), ("prefill", prefill)):
         what = f"{name}, one block, {str(dtype).removeprefix('torch.')}"
         yield Case(kind, what, 2, cells, make(old), make(now))
-
-
-def _repeated(step: Callable[[], Any], times: int) -> Callable[[], None]:
-    def repeated() -> None:
-        for _ in range(times):
-            step()
-
-    return repeated
 
 
 def _same(before: Any, after: Any) -> bool:

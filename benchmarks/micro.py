@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from dualstream.measuring import Clock, count_work, interleaved, timing
+from dualstream.measuring import Clock, count_work, interleaved, repeated, timing
 from dualstream.modeling import CompressionConfig, run_length_plan
 from dualstream.modeling.prompt_plan import plan_prompt
 from dualstream.modeling.visual_compression import merge_features
@@ -38,9 +38,9 @@ def run(rounds: int, clock: Clock, progress: Callable[[], Any] | None = None) ->
     cases = {(grid, batch): _operations(grid, batch, clock.device) for grid in GRIDS for batch in BATCHES}
     ways = {(name, *case): way for case, operations in cases.items() for name, way in operations.items()}
     keys = {f"{name} {grid} {batch}": (name, grid, batch) for name, grid, batch in ways}
-    repeated = {text: _repeated(ways[key]) for text, key in keys.items()}
+    at_once = {text: repeated(ways[key], REPEATS) for text, key in keys.items()}
     with torch.no_grad():
-        seconds = interleaved(repeated, rounds, clock=clock, progress=progress)
+        seconds = interleaved(at_once, rounds, clock=clock, progress=progress)
     rows = []
     for text, (name, (height, width), batch) in keys.items():
         counts = count_work(ways[keys[text]])
@@ -85,11 +85,3 @@ def _operations(grid: tuple[int, int], batch: int, device: torch.device) -> dict
         "pool, mean": lambda: merge_features(features, plan, "mean"),
         "rewrite": rewrite,
     }
-
-
-def _repeated(function: Callable[[], Any]) -> Callable[[], None]:
-    def run() -> None:
-        for _ in range(REPEATS):
-            function()
-
-    return run

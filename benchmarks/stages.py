@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from dualstream.measuring import MILLISECONDS, Clock, against, interleaved, median_ratio, timing
+from dualstream.measuring import MILLISECONDS, Clock, against, interleaved, median_ratio, repeated, timing
 from dualstream.modeling import CompressionConfig, VisualDecoder, compressing
 from dualstream.modeling.compression_report import EncodedImages
 from dualstream.modeling.families import family_of, flatten_features
@@ -28,6 +28,7 @@ from .workload import Inputs, image_inputs_of
 STAGES = ("preparing", "vision", "connector", "reading", "joining", "prefill", "head")
 #: Sums of a pass's stages: as measured, and calculated for a model that has all its blocks.
 MEASURED_SUM, FULL_DEPTH_SUM = "first token", "first token, all blocks"
+REPEATS = 10  # steps take well under a millisecond: that many are timed at once
 
 
 class StageClock:
@@ -224,17 +225,9 @@ def _step_rows(
             "pool": lambda: merge_features(features, plan, "mean"),
             "rewrite": rewrite,
         }
-        # Steps take well under a millisecond: time ten at once.
-        seconds = interleaved({name: _ten_times(way) for name, way in ways.items()}, max(rounds, 10), clock=clock)
-    return [{"way": "by itself", "stage": name, **timing(values / 10)} for name, values in seconds.items()]
-
-
-def _ten_times(function: Callable[[], Any]) -> Callable[[], None]:
-    def run() -> None:
-        for _ in range(10):
-            function()
-
-    return run
+        at_once = {name: repeated(way, REPEATS) for name, way in ways.items()}
+        seconds = interleaved(at_once, max(rounds, 10), clock=clock)
+    return [{"way": "by itself", "stage": name, **timing(values / REPEATS)} for name, values in seconds.items()]
 
 
 def _decode_rows(

@@ -95,6 +95,16 @@ def interleaved(
     return {name: np.array(values) for name, values in seconds.items()}
 
 
+def repeated(function: Callable[[], Any], times: int) -> Callable[[], None]:
+    """Return a function that calls another so often in a row: what takes well under a millisecond is timed so."""
+
+    def run() -> None:
+        for _ in range(times):
+            function()
+
+    return run
+
+
 def median_ratio(numerator: np.ndarray, denominator: np.ndarray, seed: int = 0) -> dict[str, float]:
     """Median of the ratios of paired rounds.
 
