@@ -19,7 +19,12 @@ def _sibling(name: str):
     return sys.modules[name]
 
 
-for _shared in ("headless_chromium", "reading_pages", "rotary_towers"):  # tests import these by their names
+for _shared in (
+    "headless_chromium",
+    "peer_prompts",
+    "reading_pages",
+    "rotary_towers",
+):  # tests import these by their names
     _sibling(_shared)
 
 

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from peer_prompts import TOYS, opened
 
 from dualstream.benchmarks.peers import Depths, peers_of, run
 from dualstream.benchmarks.peers.depth import VISION, BlockClock, Spent, at_full_depth
@@ -8,18 +9,9 @@ from dualstream.benchmarks.peers.published import first_pass_blocks
 from dualstream.benchmarks.peers.task import task_of
 from dualstream.benchmarks.prefill import FULL, LIMIT
 from dualstream.benchmarks.report.pivots import peer_table
-from dualstream.benchmarks.shapes import SHAPES, build_model
-from dualstream.benchmarks.workload import make_inputs
 from dualstream.measuring import Clock, count_work
 from dualstream.modeling.families import family_of
 
-TOYS = [name for name, shape in SHAPES.items() if shape.is_toy]
-SMALL = {
-    "tiny-qwen2-vl": (112, 168),
-    "tiny-qwen2.5-vl": (168, 140),
-    "tiny-qwen3-vl": (128, 192),
-    "tiny-internvl": (448, 448),
-}
 RATE = 0.4
 BEFORE = (
     "compressed, pruned",
@@ -33,17 +25,6 @@ BEFORE = (
     "strided cells",
 )
 INSIDE = ("drop inside", "drop inside, eager block", "drop inside, in stages")
-
-
-def opened(name, **options):
-    """A model whose attention is peaked, and different pictures."""
-    model = build_model(name, layers=4, vision_layers=3)
-    for parameter in model.parameters():
-        if parameter.ndim > 1:
-            parameter.mul_(3)
-    inputs = make_inputs(model, SMALL.get(name, SHAPES[name].image_size), text_tokens=7, **options)
-    pixels = torch.randn(inputs["pixel_values"].shape, generator=torch.Generator().manual_seed(1))
-    return model, {**inputs, "pixel_values": pixels}
 
 
 def last_values(prefill, row):

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from peer_prompts import TOYS, opened
 
 from dualstream.benchmarks.forced_map import build_decoder, forced
 from dualstream.benchmarks.peers import peers_of
@@ -26,31 +27,12 @@ from dualstream.benchmarks.peers.vision_attention import (
     received_attention,
 )
 from dualstream.benchmarks.prefill import feature_grids, first_token
-from dualstream.benchmarks.shapes import SHAPES, build_model
-from dualstream.benchmarks.workload import make_inputs
 from dualstream.eval.baselines import matched_tokens
 from dualstream.modeling import RunLengthPlan, compressing
 from dualstream.modeling.families import family_of
 from dualstream.processing.patch_order import window_token_order
 
 RATE = 0.45
-SMALL = {
-    "tiny-qwen2-vl": (112, 168),
-    "tiny-qwen2.5-vl": (168, 140),
-    "tiny-qwen3-vl": (128, 192),
-    "tiny-internvl": (448, 448),
-}
-TOYS = [name for name, shape in SHAPES.items() if shape.is_toy]
-
-
-def opened(name, **options):
-    model = build_model(name, layers=4, vision_layers=3)
-    for parameter in model.parameters():
-        if parameter.ndim > 1:
-            parameter.mul_(3)
-    inputs = make_inputs(model, SMALL.get(name, SHAPES[name].image_size), text_tokens=7, **options)
-    pixels = torch.randn(inputs["pixel_values"].shape, generator=torch.Generator().manual_seed(1))
-    return model, {**inputs, "pixel_values": pixels}
 
 
 def last_states(prefill):
